@@ -1,0 +1,139 @@
+"""Whether a bounce can be sent without hurting a third party (RFC 5321 §4.5.5, RFC 3834 §2)."""
+
+import re
+from collections.abc import Collection, Mapping
+from email.utils import getaddresses
+from typing import Any, NamedTuple
+
+from ses_mail import addresses, clock, headers
+
+MAX_RECEIVED = 25
+# SES refuses SendBounce for older emails.
+_MAX_AGE = 24 * 3600
+_DAEMONS = ("mailer-daemon", "postmaster")
+_BULK = ("bulk", "list", "junk")
+
+
+class Verdict(NamedTuple):
+    """Whether to bounce, and the named reason if not."""
+
+    bounce: bool
+    reason: str
+
+
+class Received(NamedTuple):
+    """What is known of the email that might be bounced.
+
+    source is the envelope sender (MAIL FROM), receipt as in the notification, received_at seconds
+    since the epoch or None, our_domains in A-label form.
+    """
+
+    source: str
+    receipt: Mapping[str, Any]
+    received_at: float | None
+    fields: headers.Headers
+    our_domains: Collection[str]
+
+
+def decide(email: Received) -> Verdict:
+    """Check the guards in order; the first that holds names the reason."""
+    for reason, holds in _GUARDS:
+        if holds(email):
+            return Verdict(False, reason)
+    return Verdict(True, "harmless")
+
+
+def _null_sender(email: Received) -> bool:
+    # RFC 5321 §4.5.5: a bounce of a bounce MUST NOT be sent.
+    return email.source.strip() in ("", "<>")
+
+
+def _invalid_sender(email: Received) -> bool:
+    return not addresses.is_address(email.source)
+
+
+def _own_sender(email: Received) -> bool:
+    domain = addresses.split(addresses.canonical(email.source))[1]
+    recipients = email.receipt["recipients"]
+    ours = {addresses.split(addresses.canonical(r))[1] for r in recipients}
+    return domain in ours or domain in email.our_domains
+
+
+def _daemon_sender(email: Received) -> bool:
+    local = addresses.split(addresses.without_tag(addresses.canonical(email.source)))[0]
+    return local.strip('"') in _DAEMONS
+
+
+def _auto_submitted(email: Received) -> bool:
+    # RFC 3834 §5: parameters follow a semicolon, comments stand in parentheses.
+    return any(
+        re.split(r"[;(\s]", value.strip().lower())[0] != "no"
+        for value in headers.values(email.fields, "auto-submitted")
+    )
+
+
+def _mailing_list(email: Received) -> bool:
+    return any(name.startswith("list-") for name, _ in email.fields)
+
+
+def _bulk(email: Received) -> bool:
+    return any(
+        value.strip().lower() in _BULK for value in headers.values(email.fields, "precedence")
+    )
+
+
+def _report(email: Received) -> bool:
+    return any(
+        value.strip().lower().startswith("multipart/report")
+        for value in headers.values(email.fields, "content-type")
+    )
+
+
+def _loop(email: Received) -> bool:
+    return headers.received_count(email.fields) > MAX_RECEIVED
+
+
+def _too_old(email: Received) -> bool:
+    return email.received_at is None or clock.now() - email.received_at > _MAX_AGE
+
+
+def _failed(name: str, email: Received) -> bool:
+    return _status(email, name) == "FAIL"
+
+
+def _spf(email: Received) -> bool:
+    if _status(email, "spfVerdict") == "PASS":
+        return False
+    # DMARC may have passed through DKIM alone, which vouches for From:, not for the envelope
+    # sender, who would get the bounce.
+    return _status(email, "dmarcVerdict") != "PASS" or not _sender_is_author(email)
+
+
+def _sender_is_author(email: Received) -> bool:
+    authors = getaddresses(headers.values(email.fields, "from"))
+    if len(authors) != 1:
+        return False
+    author = addresses.split(addresses.canonical(authors[0][1]))[1]
+    return author == addresses.split(addresses.canonical(email.source))[1]
+
+
+def _status(email: Received, name: str) -> str:
+    return str(email.receipt.get(name, {}).get("status", ""))
+
+
+_GUARDS = (
+    ("null-sender", _null_sender),
+    ("invalid-sender", _invalid_sender),
+    ("own-sender", _own_sender),
+    ("daemon-sender", _daemon_sender),
+    ("auto-submitted", _auto_submitted),
+    ("mailing-list", _mailing_list),
+    ("bulk", _bulk),
+    ("report", _report),
+    ("virus", lambda email: _failed("virusVerdict", email)),
+    ("spam", lambda email: _failed("spamVerdict", email)),
+    ("dmarc", lambda email: _failed("dmarcVerdict", email)),
+    ("spf", _spf),
+    ("loop", _loop),
+    ("too-old", _too_old),
+)

@@ -1,0 +1,161 @@
+"""Delivering one email into one mailbox, at most once."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from ses_mail import stored_email
+from ses_mail.credentials import CredentialStore, MailboxCredentials
+from ses_mail.deliveries import Claim, Deliveries, Ended, Upload
+from ses_mail.errors import GmailRejectedError, GmailTemporaryError, GmailTokenError
+from ses_mail.gmail import GmailImport, SessionGoneError
+from ses_mail.stored_email import StoredEmail
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+ALREADY_THERE = "already-there"
+# A claim outlives its Lambda by this much, so that two never work on one delivery.
+_LEASE_MARGIN = 30.0
+# What a chunk, the record and the answer may take before Lambda pulls the plug.
+_TIME_TO_END = 20.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """One delivery as the state machine asks for it; force is a nonce, or empty."""
+
+    message_id: str
+    mailbox: str
+    recipients: tuple[str, ...]
+    labels: tuple[str, ...]
+    email: StoredEmail
+    execution: str
+    force: str
+
+
+@dataclass(frozen=True)
+class Forwarder:
+    """Forwards orders with what one Lambda environment keeps.
+
+    seconds_left tells how long this invocation may still run.
+    """
+
+    deliveries: Deliveries
+    credentials: CredentialStore
+    s3: "S3Client"
+    seconds_left: Callable[[], float]
+
+    def forward(self, order: Order) -> Ended:
+        """Import the email, or find that an earlier attempt had.
+
+        Raises the Gmail errors of errors.py and DeliveryInProgressError.
+        """
+        lease = self.seconds_left() + _LEASE_MARGIN
+        claim = self.deliveries.claim_forward(order.message_id, order.mailbox, order.force, lease)
+        if isinstance(claim, Ended):
+            return Ended(claim.state, claim.result_id, ALREADY_THERE)
+        attempt = _Attempt(self, order, claim)
+        try:
+            return attempt.run()
+        except Exception:
+            # If even this fails, the lease runs out by itself.
+            with suppress(BotoCoreError, ClientError):
+                self.deliveries.give_back(claim)
+            raise
+
+
+class _Attempt:
+    """One claimed attempt; keeps the upload across a renewal of the credentials."""
+
+    def __init__(self, forwarder: Forwarder, order: Order, claim: Claim) -> None:
+        self._forwarder = forwarder
+        self._order = order
+        self._claim = claim
+        self._upload = claim.upload
+
+    def run(self) -> Ended:
+        store, mailbox = self._forwarder.credentials, self._order.mailbox
+        used: MailboxCredentials | None = None
+        try:
+            used = store.for_mailbox(mailbox)
+            return self._deliver(used)
+        except GmailTokenError:
+            # The operator may have renewed the token within the minute that we keep it.
+            if not store.renewed(used, mailbox):
+                raise
+            return self._deliver(store.for_mailbox(mailbox))
+
+    def _deliver(self, credentials: MailboxCredentials) -> Ended:
+        order = self._order
+        stored = self._upload
+        if stored and stored.etag == order.email.etag:
+            gmail = self._gmail(credentials, stored.labels, stored.size)
+            try:
+                return self._go_on(gmail, stored)
+            except SessionGoneError:
+                self._upload = None
+            finally:
+                gmail.close()
+        size = len(delivered_to(order.recipients)) + order.email.size
+        gmail = self._gmail(credentials, order.labels, size)
+        try:
+            fresh = Upload(gmail.start(), order.recipients, order.labels, size, order.email.etag)
+            self._forwarder.deliveries.record_upload(self._claim, fresh)
+            self._upload = fresh
+            return self._send(gmail, fresh, 0)
+        finally:
+            gmail.close()
+
+    def _gmail(
+        self, credentials: MailboxCredentials, labels: Sequence[str], size: int
+    ) -> GmailImport:
+        own = self._forwarder.credentials.own_parameter(self._order.mailbox)
+        return GmailImport(credentials, own, labels, size)
+
+    def _go_on(self, gmail: GmailImport, stored: Upload) -> Ended:
+        """Ask the session of an earlier attempt first: it may have delivered the email."""
+        begin, message_id = gmail.progress(stored.session)
+        if message_id is None:
+            return self._send(gmail, stored, begin)
+        return self._delivered(stored, message_id)
+
+    def _send(self, gmail: GmailImport, upload: Upload, begin: int) -> Ended:
+        lines = delivered_to(upload.recipients)
+
+        def read(start: int, length: int) -> bytes:
+            head = lines[start : start + length]
+            body_start = max(0, start - len(lines))
+            return head + stored_email.read_range(
+                self._forwarder.s3, self._order.email, body_start, length - len(head)
+            )
+
+        def out_of_time() -> bool:
+            return self._forwarder.seconds_left() < _TIME_TO_END
+
+        try:
+            message_id = gmail.upload(upload.session, begin, read, out_of_time)
+        except SessionGoneError:
+            self._forwarder.deliveries.forget_upload(self._claim)
+            raise GmailTemporaryError("Google lost the upload session", "session_lost") from None
+        except GmailRejectedError:
+            # Asked again, this session would refuse again, even after the cause is mended.
+            self._forwarder.deliveries.forget_upload(self._claim)
+            raise
+        return self._delivered(upload, message_id)
+
+    def _delivered(self, upload: Upload, message_id: str) -> Ended:
+        order = self._order
+        self._forwarder.deliveries.record_delivered(
+            self._claim, message_id, upload.recipients, order.execution
+        )
+        others = set(upload.recipients) != set(order.recipients)
+        return Ended("delivered", message_id, ALREADY_THERE if others else "")
+
+
+def delivered_to(recipients: Sequence[str]) -> bytes:
+    """The lines put on top of the email, so that Gmail's filters can tell aliases apart."""
+    return "".join(f"Delivered-To: {recipient}\r\n" for recipient in recipients).encode()

@@ -1,0 +1,205 @@
+"""What SES tells about an email, reduced to what the workflow may know of it.
+
+Source: AWS, "Contents of notifications for Amazon SES email receiving".
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ses_mail.addresses import canonical
+from ses_mail.errors import InvalidNotificationError
+
+SETUP_MESSAGE_ID = "AMAZON_SES_SETUP_NOTIFICATION"
+VERDICTS = ("spamVerdict", "virusVerdict", "spfVerdict", "dkimVerdict", "dmarcVerdict")
+
+# An execution name has 80 characters, and a redrive appends `-{attempt}-{8 hex}`.
+_MESSAGE_ID = re.compile(r"[0-9A-Za-z_-]{1,64}\Z")
+_NAME_LENGTH = 80
+# The input of an execution may have 256 KiB, and each state adds to it.
+_INPUT_LENGTH = 128 * 1024
+# SNS envelope, `{original, failure}` and JSON in a JSON string may nest; nothing sane nests deeper.
+_LAYERS = 10
+
+
+class Notification(NamedTuple):
+    """An email as the workflow sees it.
+
+    mail: {messageId, source, timestamp?}; receipt: {timestamp?, recipients, …Verdict?: {status},
+    dmarcPolicy?, action: {type, bucketName, objectKey}}; redrive: None, or
+    {attempt, recipients, ignoreVerdicts?, force?, …}, whose unknown fields are kept.
+    """
+
+    mail: dict[str, Any]
+    receipt: dict[str, Any]
+    redrive: dict[str, Any] | None
+
+    @property
+    def message_id(self) -> str:
+        """SES's id of the email."""
+        return str(self.mail["messageId"])
+
+    @property
+    def is_setup(self) -> bool:
+        """Whether SES only announces that a receipt rule was made: there is no email then."""
+        return self.message_id == SETUP_MESSAGE_ID
+
+    def execution_input(self) -> str:
+        """Canonical JSON, so that the same email always gives the same input."""
+        fields: dict[str, Any] = {"mail": self.mail, "receipt": self.receipt}
+        if self.redrive is not None:
+            fields["redrive"] = self.redrive
+        return _canonical_json(fields)
+
+    def execution_names(self) -> list[str]:
+        """Names to try in turn; the next one only if the last belongs to other recipients."""
+        if self.redrive is not None:
+            attempt = self.redrive["attempt"]
+            return [f"{self.message_id}-{attempt}-{_hash(_comparable(self.redrive))}"]
+        recipients = sorted({canonical(r) for r in self.receipt["recipients"]})
+        return [self.message_id, f"{self.message_id}-0-{_hash(recipients)}"]
+
+    def same_delivery(self, execution_input: str) -> bool:
+        """Whether an execution with this input serves the same recipients."""
+        other = json.loads(execution_input)
+        return self._identity(other["receipt"], other.get("redrive")) == self._identity(
+            self.receipt, self.redrive
+        )
+
+    @staticmethod
+    def _identity(receipt: Mapping[str, Any], redrive: Mapping[str, Any] | None) -> object:
+        if redrive is not None:
+            return _comparable(redrive)
+        return {canonical(r) for r in receipt["recipients"]}
+
+
+def parse(body: object) -> Notification:
+    """Read a notification however it arrives: SNS envelope or raw, JSON in a JSON string, a dead
+    letter, or a `{original, failure}` that the starter once parked.
+
+    Raises InvalidNotificationError with the reason.
+    """
+    message = _unwrap(body)
+    if message.get("notificationType", "Received") != "Received":
+        raise InvalidNotificationError(
+            f"notificationType is {message['notificationType']!r}, expected 'Received'"
+        )
+    mail, receipt = message.get("mail"), message.get("receipt")
+    if not isinstance(mail, dict) or not isinstance(receipt, dict):
+        raise InvalidNotificationError("not an SES notification: `mail` or `receipt` is missing")
+    message_id = _text(mail.get("messageId"), "mail.messageId")
+    if not _MESSAGE_ID.match(message_id):
+        raise InvalidNotificationError(f"mail.messageId {message_id!r} is not an SES message id")
+    reduced_mail = {"messageId": message_id, "source": _optional_text(mail, "source")}
+    reduced_mail |= _time_stamp(mail)
+    if message_id == SETUP_MESSAGE_ID:
+        return Notification(reduced_mail, {}, None)
+    notification = Notification(
+        reduced_mail, _reduce_receipt(receipt), _redrive(message.get("redrive"), receipt)
+    )
+    if len(notification.execution_input()) > _INPUT_LENGTH:
+        raise InvalidNotificationError(
+            f"{len(receipt['recipients'])} recipients are too many for one execution"
+        )
+    if max(map(len, notification.execution_names())) > _NAME_LENGTH:
+        raise InvalidNotificationError(f"message id and attempt exceed {_NAME_LENGTH} characters")
+    return notification
+
+
+def _unwrap(body: object) -> dict[str, Any]:
+    for _ in range(_LAYERS):
+        if isinstance(body, str):
+            try:
+                body = json.loads(body)
+            except (ValueError, RecursionError) as error:
+                raise InvalidNotificationError(f"not JSON: {error}") from None
+        elif not isinstance(body, dict):
+            raise InvalidNotificationError(f"a JSON {type(body).__name__} is no notification")
+        elif body.get("Type") == "Notification" and "Message" in body:
+            body = body["Message"]
+        elif "original" in body and "mail" not in body:
+            body = body["original"]
+        else:
+            return body
+    raise InvalidNotificationError(f"wrapped more than {_LAYERS} times")
+
+
+def _reduce_receipt(receipt: dict[str, Any]) -> dict[str, Any]:
+    action = receipt.get("action")
+    if not isinstance(action, dict) or action.get("type", "S3") != "S3":
+        raise InvalidNotificationError("receipt.action is not the S3 action: no stored email")
+    reduced: dict[str, Any] = {
+        **_time_stamp(receipt),
+        "recipients": _recipients(receipt.get("recipients"), "receipt.recipients"),
+        "action": {
+            "type": "S3",
+            "bucketName": _text(action.get("bucketName"), "receipt.action.bucketName"),
+            "objectKey": _text(action.get("objectKey"), "receipt.action.objectKey"),
+        },
+    }
+    for name in VERDICTS:
+        verdict = receipt.get(name)
+        if isinstance(verdict, dict) and isinstance(verdict.get("status"), str):
+            reduced[name] = {"status": verdict["status"]}
+    if isinstance(receipt.get("dmarcPolicy"), str):
+        reduced["dmarcPolicy"] = receipt["dmarcPolicy"]
+    return reduced
+
+
+def _redrive(redrive: object, receipt: Mapping[str, Any]) -> dict[str, Any] | None:
+    if redrive is None:
+        return None
+    if not isinstance(redrive, dict):
+        raise InvalidNotificationError("redrive is not an object")
+    attempt = redrive.get("attempt", 1)
+    if not isinstance(attempt, int) or isinstance(attempt, bool) or not 0 < attempt < 10**6:
+        raise InvalidNotificationError(f"redrive.attempt {attempt!r} is not a positive number")
+    if not isinstance(redrive.get("ignoreVerdicts", False), bool):
+        raise InvalidNotificationError("redrive.ignoreVerdicts is neither true nor false")
+    everyone = _recipients(receipt.get("recipients"), "receipt.recipients")
+    recipients = _recipients(redrive.get("recipients", everyone), "redrive.recipients")
+    known = {canonical(r) for r in everyone}
+    strangers = [r for r in recipients if canonical(r) not in known]
+    if strangers:
+        raise InvalidNotificationError(f"redrive.recipients: {strangers} did not get the email")
+    kept = {**redrive, "attempt": attempt, "recipients": recipients}
+    if "force" in redrive:
+        kept["force"] = _text(redrive["force"], "redrive.force")
+    return kept
+
+
+def _recipients(value: object, name: str) -> list[str]:
+    if not isinstance(value, list) or not value:
+        raise InvalidNotificationError(f"{name} is not a list with at least one address")
+    return [_text(recipient, name) for recipient in value]
+
+
+def _time_stamp(fields: Mapping[str, Any]) -> dict[str, str]:
+    text = _optional_text(fields, "timestamp")
+    return {"timestamp": text} if text else {}
+
+
+def _optional_text(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    return value if isinstance(value, str) and value.isprintable() else ""
+
+
+def _text(value: object, name: str) -> str:
+    # What is not printable (controls, lone surrogates) is refused by DynamoDB, SQS or S3 later on.
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise InvalidNotificationError(f"{name} is missing or not printable text: {value!r}")
+    return value
+
+
+def _comparable(redrive: Mapping[str, Any]) -> dict[str, Any]:
+    return {**redrive, "recipients": sorted({canonical(r) for r in redrive["recipients"]})}
+
+
+def _hash(value: Mapping[str, Any] | Sequence[str]) -> str:
+    return hashlib.sha256(_canonical_json(value).encode()).hexdigest()[:8]
+
+
+def _canonical_json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))

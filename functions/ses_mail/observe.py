@@ -1,0 +1,102 @@
+"""Logs, metrics and traces at the edge of every Lambda function (design of the two contract lines).
+
+`Routing decision` {messageId, recipient, action, target, matchedRule, reason} and `Action result`
+{messageId, recipients, action, target, result, resultId | error}.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aws_lambda_powertools import Logger, Metrics, Tracer
+from aws_lambda_powertools.metrics import MetricUnit
+from botocore.exceptions import ClientError
+
+from ses_mail import clock
+from ses_mail.routing import Decision
+
+Handler = Callable[[Any, Any], Any]
+
+logger = Logger(use_rfc3339=True, log_uncaught_exceptions=False)
+metrics = Metrics()
+# Patching botocore and httplib2 would put request details, the session URI among them, into traces.
+tracer = Tracer(auto_patch=False)
+
+
+def count(name: str, value: float = 1) -> None:
+    """Add to a metric of namespace SESMail/{env}."""
+    metrics.add_metric(name, MetricUnit.Count, value)
+
+
+def task(handler: Handler) -> Handler:
+    """For a task of the state machine, whose event has messageId and executionArn.
+
+    Every log line carries both, the trace is annotated, and an error is logged once.
+    """
+
+    @functools.wraps(handler)
+    def observed(event: Mapping[str, Any], context: Any) -> Any:
+        logger.clear_state()
+        logger.append_keys(
+            messageId=event["messageId"],
+            executionArn=event["executionArn"],
+            aws_request_id=context.aws_request_id,
+        )
+        tracer.put_annotation("messageId", event["messageId"])
+        try:
+            return handler(event, context)
+        except Exception as error:
+            delivery = event.get("delivery", {})
+            logger.error(
+                "Action result",
+                action=delivery.get("action", context.function_name),
+                target=delivery.get("target", ""),
+                recipients=delivery.get("recipients", event.get("recipients", [])),
+                result="failed",
+                error=error_code(error),
+                cause=str(error),
+                errorType=type(error).__name__,
+            )
+            raise
+        finally:
+            metrics.flush_metrics()
+
+    return tracer.capture_lambda_handler(observed, capture_response=False, capture_error=False)
+
+
+def error_code(error: Exception) -> str:
+    """What an operator would search for: `invalid_grant`, `MessageRejected`, or the class."""
+    if isinstance(error, ClientError):
+        return str(error.response["Error"]["Code"])
+    return str(getattr(error, "code", "")) or type(error).__name__
+
+
+def routing_decision(decision: Decision) -> None:
+    """The contract line of one recipient."""
+    logger.info(
+        "Routing decision",
+        recipient=decision.recipient,
+        action=decision.action,
+        target=", ".join(decision.targets),
+        matchedRule=decision.matched_rule,
+        reason=decision.reason,
+    )
+
+
+def action_result(delivery: Mapping[str, Any], result: str, result_id: str, reason: str) -> None:
+    """The contract line of one delivery that ended well."""
+    logger.info(
+        "Action result",
+        recipients=delivery["recipients"],
+        action=delivery["action"],
+        target=delivery["target"],
+        result=result,
+        resultId=result_id,
+        reason=reason,
+    )
+
+
+def delivery_delay(received_at: float | None) -> None:
+    """Age in seconds of an email that has to wait for a further attempt."""
+    if received_at is not None:
+        metrics.add_metric("DeliveryDelay", MetricUnit.Seconds, clock.now() - received_at)

@@ -1,0 +1,90 @@
+"""Turning what lies in the input queue into one execution per email and set of recipients."""
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ses_mail import clock, notification
+from ses_mail.errors import InvalidNotificationError
+from ses_mail.notification import Notification
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs import SQSClient
+    from mypy_boto3_stepfunctions import SFNClient
+
+# SQS refuses more than 1 MiB of body and attributes together.
+_MESSAGE_LENGTH = 1024 * 1024 - 1024
+
+
+@dataclass(frozen=True)
+class Started:
+    """What became of a message: `started`, `duplicate`, `ignored` or `parked`.
+
+    execution is the execution's name, reason the error's text.
+    """
+
+    result: str
+    message_id: str = ""
+    execution: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Starter:
+    """Starts executions of one state machine and parks what is no notification."""
+
+    stepfunctions: "SFNClient"
+    sqs: "SQSClient"
+    state_machine_arn: str
+    input_dlq_url: str
+
+    def start(self, body: str) -> Started:
+        """Handle one message; any exception means that it must come again."""
+        try:
+            email = notification.parse(body)
+        except InvalidNotificationError as error:
+            # Behind a Pipe a failed item would be received a hundred times and then reach the
+            # DLQ without a reason.
+            self._park(body, error)
+            return Started("parked", reason=str(error))
+        if email.is_setup:
+            return Started("ignored", email.message_id)
+        for name in email.execution_names():
+            result = self._start(email, name)
+            if result:
+                return Started(result, email.message_id, name)
+        raise RuntimeError(f"every execution name of {email.message_id} is taken by other input")
+
+    def _start(self, email: Notification, name: str) -> str | None:
+        """`started`, `duplicate`, or None if the name belongs to other recipients."""
+        try:
+            self.stepfunctions.start_execution(
+                stateMachineArn=self.state_machine_arn, name=name, input=email.execution_input()
+            )
+        except self.stepfunctions.exceptions.ExecutionAlreadyExists:
+            # DescribeExecution lags: ExecutionDoesNotExist right now fails this item, which
+            # comes again.
+            existing = self.stepfunctions.describe_execution(
+                executionArn=f"{self.state_machine_arn.replace(':stateMachine:', ':execution:')}"
+                f":{name}"
+            )
+            return "duplicate" if email.same_delivery(existing["input"]) else None
+        return "started"
+
+    def _park(self, body: str, error: InvalidNotificationError) -> None:
+        failure = {
+            "action": "start",
+            "error": error.code,
+            "cause": str(error),
+            "at": clock.iso(),
+        }
+        letter = json.dumps({"original": body, "failure": failure})
+        self.sqs.send_message(
+            QueueUrl=self.input_dlq_url,
+            # The original fits, since it came out of a queue; escaped in JSON it may not any more.
+            MessageBody=letter if len(letter) <= _MESSAGE_LENGTH else body,
+            MessageAttributes={
+                "Action": {"DataType": "String", "StringValue": "start"},
+                "Error": {"DataType": "String", "StringValue": error.code},
+            },
+        )

@@ -1,0 +1,36 @@
+"""Starts one execution per email and set of recipients; the target of the pipe."""
+
+import os
+from typing import Any
+
+from ses_mail import clients, observe
+from ses_mail.observe import logger, metrics, tracer
+from ses_mail.start import Starter
+
+
+@tracer.capture_lambda_handler(capture_response=False, capture_error=False)
+@metrics.log_metrics
+def handler(event: list[dict[str, Any]], context: Any) -> dict[str, Any]:
+    """A batch of SQS records → {batchItemFailures}: those must come again."""
+    starter = Starter(
+        clients.stepfunctions(),
+        clients.sqs(),
+        os.environ["STATE_MACHINE_ARN"],
+        os.environ["INPUT_DLQ_URL"],
+    )
+    failed: list[str] = []
+    for record in event:
+        logger.clear_state()
+        logger.append_keys(aws_request_id=context.aws_request_id, sqsMessageId=record["messageId"])
+        try:
+            started = starter.start(record["body"])
+        except Exception as error:
+            # One message must not take the others of its batch with it; it alone comes again.
+            logger.exception("Start failed", error=observe.error_code(error))
+            observe.count("StartsFailed")
+            failed.append(record["messageId"])
+            continue
+        tracer.put_annotation("messageId", started.message_id)
+        logger.info("Start result", **vars(started) | {"messageId": started.message_id})
+        observe.count(f"Starts{started.result.capitalize()}")
+    return {"batchItemFailures": [{"itemIdentifier": identifier} for identifier in failed]}
