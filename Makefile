@@ -1,0 +1,55 @@
+# What a person types. Everything runs in .venv, which is made on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo local test quick lint lock build clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    send real emails through the real workflow, and show what happened to each"
+	@echo "             (make demo EMAIL=path.eml FROM=a@x RCPT=b@y,c@z sends your own)"
+	@echo "make local   the same cloud, kept running until Ctrl-C, SMTP on 127.0.0.1:2525"
+	@echo "make test    lint, types, templates and all tests"
+	@echo "make quick   lint, types and the tests that take seconds"
+	@echo "make build   sam build"
+	@echo "make lock    renew requirements-dev.txt from pyproject.toml"
+
+$(READY): requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing what is needed into $(VENV) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
+
+export EMAIL FROM RCPT
+
+demo: $(READY)
+	@$(BIN)/python -m local.demo
+
+local: $(READY)
+	@exec $(BIN)/python -m local.serve
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/cfn-lint template.yaml
+
+test: lint
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95
+
+quick: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+build: $(READY)
+	$(BIN)/sam build
+
+lock: $(READY)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --group dev --generate-hashes \
+	  --custom-compile-command "make lock" -o requirements-dev.txt
+
+clean:
+	rm -rf $(VENV) .local .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
