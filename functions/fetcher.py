@@ -11,5 +11,6 @@ from ses_mail.fetch import fetch
 def handler(event: dict[str, Any], _context: Any) -> dict[str, Any]:
     """{messageId, executionArn, action} → {bucket, key, size, etag, received}."""
     email = fetch(clients.s3(), os.environ["BUCKET"], event["action"])
+    observe.logger.info("Email fetched", size=email["size"], received=email["received"])
     observe.count("EmailsFetched")
     return email

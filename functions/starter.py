@@ -31,6 +31,12 @@ def handler(event: list[dict[str, Any]], context: Any) -> dict[str, Any]:
             failed.append(record["messageId"])
             continue
         tracer.put_annotation("messageId", started.message_id)
-        logger.info("Start result", **vars(started) | {"messageId": started.message_id})
+        logger.info(
+            "Start result",
+            messageId=started.message_id,
+            execution=started.execution,
+            result=started.result,
+            reason=started.reason,
+        )
         observe.count(f"Starts{started.result.capitalize()}")
     return {"batchItemFailures": [{"itemIdentifier": identifier} for identifier in failed]}

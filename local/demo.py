@@ -1,12 +1,12 @@
 """`make demo`: real emails through the real workflow, and what happened to each.
 
-Exits 1 if any outcome is not the expected one. With EMAIL, FROM and RCPT (comma-separated) in the
-environment it sends that email instead and shows where it went.
+Exits 1 if any outcome is not the expected one. With --email, --sender and --recipients it sends
+that email instead and shows where it went.
 """
 
+import argparse
 import contextlib
 import json
-import os
 import random
 import smtplib
 import sys
@@ -562,13 +562,13 @@ def tour(demo: Demo) -> None:
     show_memory(demo)
 
 
-def own_email(demo: Demo, path: str, sender: str, recipients: Sequence[str]) -> None:
+def own_email(demo: Demo, path: Path, sender: str, recipients: Sequence[str]) -> None:
     """One email of the user's, with the demo's rules."""
     _bounce_the_rest(demo)
-    message_id = demo.smtp(Path(path).read_bytes(), sender, recipients)
+    message_id = demo.smtp(path.read_bytes(), sender, recipients)
     demo.cloud.wait_idle()
     told = demo.stories(message_id)
-    demo.show(Path(path).name, recipients, told)
+    demo.show(path.name, recipients, told)
     demo.console.print(demo.table)
     show_ends(demo)
     for execution in told:
@@ -580,17 +580,21 @@ def own_email(demo: Demo, path: str, sender: str, recipients: Sequence[str]) -> 
 def main() -> int:
     """Run the demo; the exit code."""
     began = time.time()
-    own = os.environ.get("EMAIL", "")
-    recipients = [r for r in os.environ.get("RCPT", "").split(",") if r]
-    if own and not (Path(own).is_file() and recipients):
-        print("usage: make demo EMAIL=path.eml FROM=a@x RCPT=b@y,c@z", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(
+        "make demo", usage="%(prog)s EMAIL=a.eml FROM=a@x RCPT=b@y,c@z"
+    )
+    parser.add_argument("--email", type=Path)
+    parser.add_argument("--sender", default="")
+    parser.add_argument("--recipients", default="", type=lambda text: text.split(","))
+    given = parser.parse_args()
+    own: Path | None = given.email
+    if own and not (own.is_file() and all(given.recipients)):
+        parser.error(f"EMAIL={own} is no file" if not own.is_file() else "RCPT names nobody")
     with Cloud() as cloud:
-        cloud.start()
         demo = Demo(cloud)
         seed(cloud)
         if own:
-            own_email(demo, own, os.environ.get("FROM", SENDER), recipients)
+            own_email(demo, own, given.sender, given.recipients)
         else:
             tour(demo)
         first = (demo.first_sent or time.time()) - began

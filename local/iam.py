@@ -1,0 +1,183 @@
+"""IAM, as far as a missing permission is concerned: the role in the template decides what may be
+called.
+
+Conditions of statements are ignored, and there are no resource policies, boundaries or session
+policies. Used in the worker processes and by the state machine; imports nothing of this project,
+because a worker sees none of it.
+"""
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+ACCOUNT = "123456789012"
+REGION = "ap-southeast-2"
+
+# (IAM action, resource ARN) pairs that a call needs; all of them must be allowed.
+Needs = list[tuple[str, str]]
+
+
+def _arn(service: str, resource: str) -> str:
+    return f"arn:aws:{service}:{REGION}:{ACCOUNT}:{resource}"
+
+
+def _queue(params: Mapping[str, Any]) -> str:
+    return _arn("sqs", params["QueueUrl"].rsplit("/", 1)[-1])
+
+
+def _table(name: str) -> str:
+    return name if name.startswith("arn:") else _arn("dynamodb", f"table/{name}")
+
+
+def _object(params: Mapping[str, Any]) -> str:
+    return f"arn:aws:s3:::{params['Bucket']}/{params['Key']}"
+
+
+def _transaction(params: Mapping[str, Any]) -> Needs:
+    # Each item of a transaction needs the right of its single-item call; ConditionCheck has its own.
+    actions = {"Put": "PutItem", "Update": "UpdateItem", "Delete": "DeleteItem"}
+    return [
+        (f"dynamodb:{actions.get(kind, 'ConditionCheckItem')}", _table(part["TableName"]))
+        for item in params["TransactItems"]
+        for kind, part in item.items()
+    ]
+
+
+def _table_call(action: str) -> Callable[[Mapping[str, Any]], Needs]:
+    return lambda params: [(f"dynamodb:{action}", _table(params["TableName"]))]
+
+
+def _queue_call(action: str) -> Callable[[Mapping[str, Any]], Needs]:
+    return lambda params: [(f"sqs:{action}", _queue(params))]
+
+
+CALLS: dict[tuple[str, str], Callable[[Mapping[str, Any]], Needs]] = {
+    ("s3", "GetObject"): lambda p: [("s3:GetObject", _object(p))],
+    ("s3", "HeadObject"): lambda p: [("s3:GetObject", _object(p))],
+    ("s3", "PutObject"): lambda p: [("s3:PutObject", _object(p))],
+    ("s3", "ListObjectsV2"): lambda p: [("s3:ListBucket", f"arn:aws:s3:::{p['Bucket']}")],
+    **{
+        ("dynamodb", action): _table_call(action)
+        for action in ("GetItem", "PutItem", "UpdateItem", "DeleteItem", "Query", "Scan")
+    },
+    ("dynamodb", "BatchGetItem"): lambda p: [
+        ("dynamodb:BatchGetItem", _table(name)) for name in p["RequestItems"]
+    ],
+    ("dynamodb", "TransactWriteItems"): _transaction,
+    **{
+        ("sqs", action): _queue_call(action)
+        for action in ("SendMessage", "ReceiveMessage", "DeleteMessage", "GetQueueAttributes")
+    },
+    ("stepfunctions", "StartExecution"): lambda p: [
+        ("states:StartExecution", p["stateMachineArn"])
+    ],
+    ("stepfunctions", "ListExecutions"): lambda p: [
+        ("states:ListExecutions", p["stateMachineArn"])
+    ],
+    ("stepfunctions", "DescribeExecution"): lambda p: [
+        ("states:DescribeExecution", p["executionArn"])
+    ],
+    ("ssm", "GetParameter"): lambda p: [
+        ("ssm:GetParameter", _arn("ssm", f"parameter/{p['Name'].lstrip('/')}"))
+    ],
+    ("ses", "SendBounce"): lambda p: [
+        ("ses:SendBounce", _arn("ses", f"identity/{p['BounceSender'].rpartition('@')[2]}"))
+    ],
+    ("lambda", "Invoke"): lambda p: [
+        (
+            "lambda:InvokeFunction",
+            p["FunctionName"]
+            if p["FunctionName"].startswith("arn:")
+            else _arn("lambda", f"function:{p['FunctionName']}"),
+        )
+    ],
+}
+
+
+class Role:
+    """The statements of one role, with every intrinsic function of the template resolved."""
+
+    def __init__(self, name: str, statements: Sequence[Mapping[str, Any]]) -> None:
+        self.name = name
+        self._statements = statements
+
+    def allows(self, action: str, resource: str) -> bool:
+        """Whether some statement allows and none denies; names may hold `*` and `?`."""
+        effects = {
+            statement["Effect"]
+            for statement in self._statements
+            if _matches(action.lower(), _list(statement["Action"]), str.lower)
+            and _matches(resource, _list(statement["Resource"]), str)
+        }
+        return effects == {"Allow"}
+
+    def missing(self, service: str, operation: str, params: Mapping[str, Any]) -> str | None:
+        """The first right that the call lacks, as a sentence, or None.
+
+        Raises NotImplementedError for a call whose rights nobody has written down here.
+        """
+        needs = CALLS.get((service, operation))
+        if needs is None:
+            raise NotImplementedError(f"local/iam.py does not know what {service}:{operation} needs")
+        for action, resource in needs(params):
+            if not self.allows(action, resource):
+                return (
+                    f"User: arn:aws:sts::{ACCOUNT}:assumed-role/{self.name} is not authorized to "
+                    f"perform: {action} on resource: {resource} because no identity-based policy "
+                    f"allows the {action} action"
+                )
+        return None
+
+    def check(self, service: str, operation: str, params: Mapping[str, Any]) -> None:
+        """Raises the ClientError that AWS answers if the role lacks a right for the call."""
+        from botocore.exceptions import ClientError
+
+        message = self.missing(service, operation, params)
+        if message:
+            code = "AccessDenied" if service in {"s3", "ses"} else "AccessDeniedException"
+            raise ClientError(_error(code, message, 403), operation)
+
+
+def enforce(role: Role) -> None:
+    """Check every call that this process makes through botocore from now on."""
+    from botocore import client
+    from botocore.exceptions import ClientError
+
+    original = client.BaseClient._make_api_call
+
+    def checked(self: Any, operation_name: str, api_params: Any) -> Any:
+        service = self.meta.service_model.service_name
+        role.check(service, operation_name, api_params)
+        try:
+            return original(self, operation_name, api_params)
+        except ClientError as error:
+            # Whoever may not list a bucket is not told that a key is missing.
+            bucket = f"arn:aws:s3:::{api_params.get('Bucket')}"
+            if (
+                service == "s3"
+                and error.response["Error"]["Code"] in {"NoSuchKey", "404"}
+                and not role.allows("s3:ListBucket", bucket)
+            ):
+                denied = _error("AccessDenied", "Access Denied", 403)
+                raise ClientError(denied, operation_name) from None
+            raise
+
+    client.BaseClient._make_api_call = checked
+
+
+def _error(code: str, message: str, status: int) -> Any:
+    return {
+        "Error": {"Code": code, "Message": message},
+        "ResponseMetadata": {"HTTPStatusCode": status, "RequestId": "local", "RetryAttempts": 0},
+    }
+
+
+def _list(value: Any) -> list[str]:
+    return value if isinstance(value, list) else [value]
+
+
+def _matches(name: str, patterns: Iterable[str], fold: Callable[[str], str]) -> bool:
+    # IAM knows no [character classes].
+    return any(
+        fnmatch.fnmatchcase(name, fold(pattern).replace("[", "[[]")) for pattern in patterns
+    )

@@ -1,0 +1,133 @@
+"""Where moto is kinder than AWS and mail would notice: SQS, SSM names, and threads."""
+
+from __future__ import annotations
+
+import functools
+import re
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import moto.backends
+from moto.core.exceptions import ServiceException
+from moto.dynamodb.models import DynamoDBBackend
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication
+from moto.sqs.exceptions import SQSException
+from moto.sqs.models import Queue, SQSBackend
+from moto.ssm.models import SimpleSystemManagerBackend
+from moto.stepfunctions.parser.models import StepFunctionsParserBackend
+
+from local.patches import Patches
+
+MAXIMUM_MESSAGE = 1024 * 1024
+# #x9 | #xA | #xD | #x20 to #xD7FF | #xE000 to #xFFFD | #x10000 to #x10FFFF: all that SQS takes.
+REFUSED = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# Reads too: moto adds keys to its tables when it looks for one.
+DYNAMODB = (
+    *("get_item", "query", "scan"),
+    *("put_item", "update_item", "delete_item", "transact_write_items"),
+)
+PARAMETER_NAME = re.compile(r"[a-zA-Z0-9_.\-/]+")
+
+
+def install(patches: Patches) -> None:
+    """Make moto's backends as strict as AWS, and atomic under concurrent requests."""
+
+    def wrap(owner: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
+        patches.replace(owner, name, wrapper(getattr(owner, name)))
+
+    wrap(SQSBackend, "send_message", _checked_message)
+    wrap(SimpleSystemManagerBackend, "put_parameter", _checked_name)
+    # moto keeps a queue in a list that a deletion copies: a message sent meanwhile would be lost.
+    wrap(Queue, "add_message", _locked_queue)
+    wrap(Queue, "delete_message", _locked_queue)
+    wrap(SQSBackend, "receive_message", _locked_receive)
+    # Conditions and names are checked first and applied later.
+    writes = threading.RLock()
+    for name in DYNAMODB:
+        wrap(DynamoDBBackend, name, functools.partial(_serialized, lock=writes))
+    # moto lists its own folder for every request, under a lock.
+    modules = frozenset(moto.backends.list_of_moto_modules())
+    patches.replace(moto.backends, "list_of_moto_modules", lambda: modules)
+    wrap(DomainDispatcherApplication, "get_backend_for_host", functools.cache)
+    starts = functools.partial(_serialized, lock=threading.RLock())
+    wrap(StepFunctionsParserBackend, "start_execution", starts)
+
+
+def check_message(body: str, attributes: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Why SQS refuses the message, or None."""
+    if not body:
+        return "The request must contain the parameter MessageBody."
+    if REFUSED.search(body):
+        return "Invalid characters found. Valid unicode characters are #x9 | #xA | #xD | ..."
+    size = len(body.encode())
+    for name, attribute in attributes.items():
+        value = attribute.get("StringValue", attribute.get("BinaryValue"))
+        if not value:
+            return f"Message (user) attribute '{name}' must contain a non-empty value of type 'String'."
+        if isinstance(value, str) and REFUSED.search(value):
+            return f"Message (user) attribute '{name}' value contains invalid characters."
+        size += len(name) + len(attribute["DataType"]) + len(value)
+    if size > MAXIMUM_MESSAGE:
+        return f"One or more parameters are invalid. Reason: Message must be shorter than {MAXIMUM_MESSAGE} bytes."
+    return None
+
+
+def _checked_message(original: Any) -> Any:
+    @functools.wraps(original)
+    def send_message(
+        self: Any,
+        queue_name: str,
+        message_body: str,
+        message_attributes: dict[str, Any] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        refusal = check_message(message_body, message_attributes or {})
+        if refusal:
+            raise SQSException("InvalidParameterValue", refusal)
+        return original(self, queue_name, message_body, message_attributes, *args, **kwargs)
+
+    return send_message
+
+
+def _checked_name(original: Any) -> Any:
+    @functools.wraps(original)
+    def put_parameter(self: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+        if not PARAMETER_NAME.fullmatch(name):
+            raise ServiceException(
+                "ValidationException",
+                "Parameter name must only contain the characters a-zA-Z0-9_.-/ "
+                f"(here: {name})",
+            )
+        return original(self, name, *args, **kwargs)
+
+    return put_parameter
+
+
+def _locked_queue(original: Any) -> Any:
+    @functools.wraps(original)
+    def locked(self: Any, *args: Any) -> Any:
+        with self._messages_lock:
+            return original(self, *args)
+
+    return locked
+
+
+def _locked_receive(original: Any) -> Any:
+    @functools.wraps(original)
+    def receive_message(self: Any, queue_name: str, *args: Any, **kwargs: Any) -> Any:
+        # moto waits for messages on a condition of this lock, which lets others in meanwhile.
+        with self.get_queue(queue_name)._messages_lock:
+            return original(self, queue_name, *args, **kwargs)
+
+    return receive_message
+
+
+def _serialized(original: Any, lock: threading.RLock) -> Any:  # type: ignore[valid-type]
+    @functools.wraps(original)
+    def serialized(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with lock:  # type: ignore[attr-defined]
+            return original(self, *args, **kwargs)
+
+    return serialized

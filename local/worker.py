@@ -1,0 +1,139 @@
+"""One Lambda sandbox: a child process that runs one handler, one invocation at a time.
+
+Started by runtime.py as a plain script, isolated from the developer's site-packages; it may import
+nothing but the standard library until `sys.path` is what Lambda's would be. Two file descriptors,
+named on the command line, carry requests and replies, one JSON document per line; stdout and stderr
+are the function's log.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+REQUESTS, REPLIES = (int(argument) for argument in sys.argv[1:3])
+
+
+class Context:
+    """What Lambda hands to a handler as `context`."""
+
+    def __init__(self, setup: dict[str, Any], request: dict[str, Any]) -> None:
+        self.aws_request_id = request["id"]
+        self.function_name = setup["name"]
+        self.function_version = "$LATEST"
+        self.invoked_function_arn = setup["arn"]
+        self.memory_limit_in_mb = setup["memory"]
+        self.log_group_name = setup["log_group"]
+        self.log_stream_name = "local"
+        self.identity = None
+        self.client_context = None
+        self._timeout = setup["timeout"]
+        self._real_limit = request["limit"]
+        self._start = time.monotonic()
+
+    def get_remaining_time_in_millis(self) -> int:
+        """The function's timeout at the start, 0 when the parent kills this process."""
+        used = (time.monotonic() - self._start) / self._real_limit
+        return max(0, int(self._timeout * 1000 * (1 - used)))
+
+
+def scale_clock(epoch: float, factor: float) -> None:
+    """Let the domain's clock run as fast as the cloud's."""
+    with contextlib.suppress(ModuleNotFoundError):
+        clock = importlib.import_module("ses_mail.clock")
+        clock.now = lambda: epoch + (time.time() - epoch) / factor  # type: ignore[attr-defined]
+
+
+def enforce_role(setup: dict[str, Any]) -> None:
+    """Check every AWS call against the role of this function; local/iam.py says how."""
+    spec = importlib.util.spec_from_file_location("local_iam", setup["iam"])
+    assert spec and spec.loader
+    iam = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = iam
+    spec.loader.exec_module(iam)
+    iam.enforce(iam.Role(setup["name"], setup["statements"]))
+
+
+def memory(field: str) -> int:
+    """Bytes of a /proc/self/status field such as VmRSS; 0 where there is no /proc."""
+    with contextlib.suppress(OSError), open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith(field):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def reset_peak() -> None:
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as clear_refs:
+        clear_refs.write("5")
+
+
+def reply(document: dict[str, Any]) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    data = (json.dumps(document) + "\n").encode()
+    while data:
+        data = data[os.write(REPLIES, data) :]
+
+
+def failure(error: BaseException, request_id: str) -> dict[str, Any]:
+    """An exception as awslambdaric reports it, from the handler on."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    return {
+        "errorMessage": str(error),
+        "errorType": type(error).__name__,
+        "requestId": request_id,
+        "stackTrace": traceback.format_list(frames),
+    }
+
+
+def receive(requests: "queue.Queue[dict[str, Any]]") -> None:
+    """Read requests; the end of the pipe means that the parent is gone, whatever happened to it."""
+    with open(REQUESTS, encoding="utf-8") as lines:
+        for line in lines:
+            requests.put(json.loads(line))
+    os._exit(0)
+
+
+def main() -> None:
+    requests: queue.Queue[dict[str, Any]] = queue.Queue()
+    threading.Thread(target=receive, args=(requests,), daemon=True).start()
+    setup = requests.get()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.path[:0] = setup["path"]
+    handler = None
+    init_failure = None
+    try:
+        scale_clock(setup["epoch"], setup["factor"])
+        enforce_role(setup)
+        module, function = setup["handler"].rsplit(".", 1)
+        handler = getattr(importlib.import_module(module), function)
+    except Exception as error:
+        traceback.print_exc()
+        init_failure = failure(error, "")
+    reply({"ready": True})
+    while True:
+        request = requests.get()
+        os.environ["_X_AMZN_TRACE_ID"] = request["trace"]
+        idle = memory("VmRSS")
+        reset_peak()
+        result, error = None, init_failure
+        if handler:
+            try:
+                result = handler(request["event"], Context(setup, request))
+                json.dumps(result)
+            except Exception as raised:
+                result, error = None, failure(raised, request["id"])
+                traceback.print_exc()
+        reply({"result": result, "error": error, "idle": idle, "peak": memory("VmHWM")})
+
+
+if __name__ == "__main__":
+    main()
