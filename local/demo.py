@@ -5,9 +5,9 @@ that email instead and shows where it went.
 """
 
 import argparse
-import contextlib
 import json
 import random
+import re
 import smtplib
 import sys
 import time
@@ -112,11 +112,12 @@ class Demo:
     def show(self, title: str, recipients: Sequence[str], told: Sequence[story.Story]) -> None:
         """Add the email's row to the table."""
         ends = [f"{o.outcome} {o.error}".strip() for s in told for o in s.outcomes]
+        why = ", ".join(dict.fromkeys(reason for s in told for reason in s.reasons))
         self.table.add_row(
             title,
             ", ".join(recipients) if len(recipients) < 4 else f"{len(recipients)} recipients",
             ", ".join(dict.fromkeys(rule for s in told for rule in s.rules)),
-            ", ".join(_counted(ends)),
+            ", ".join(_counted(ends)) + (f" ({why})" if why else ""),
             str(max((s.attempts for s in told), default=0)),
             f"{sum(s.milliseconds for s in told):.0f}",
         )
@@ -523,10 +524,9 @@ def show_ends(demo: Demo) -> None:
 
 
 def _error_message(cause: str) -> str:
-    """The message inside the JSON that Lambda makes of an exception (cut, it is none)."""
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        return str(json.loads(cause)["errorMessage"])
-    return cause
+    """The message inside the JSON that Lambda makes of an exception, which the Catch has cut."""
+    found = re.search(r'"errorMessage": ?("(?:[^"\\]|\\.)*")', cause)
+    return str(json.loads(found[1])) if found else cause
 
 
 def show_timeline(demo: Demo, told: story.Story) -> None:
@@ -539,7 +539,7 @@ def show_timeline(demo: Demo, told: story.Story) -> None:
 
 def show_memory(demo: Demo) -> None:
     """The forwarder's peak over its idle state; above 24 MB the 30 MB email was not streamed."""
-    idle, peak = demo.cloud.runtime.peak_memory("gmail-forwarder")
+    idle, peak = demo.cloud.runtime.peak_memory(demo.cloud.resource("GmailForwarderFunction"))
     demo.console.print(
         f"Forwarder process: {idle / _MIB:.1f} MB idle, peak {peak / _MIB:.1f} MB: "
         f"+{(peak - idle) / _MIB:.1f} MB while 30 MB passed."

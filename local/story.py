@@ -23,13 +23,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Story:
-    """An execution, told: its status, outcomes, matched rules and the most attempts of a task."""
+    """An execution, told: its status, outcomes, matched rules, and the most attempts of a task.
+
+    reasons are what an operator asks for: why suppressed, why dropped, why in the spam folder.
+    """
 
     name: str
     arn: str
     status: str
     outcomes: tuple[Outcome, ...]
     rules: tuple[str, ...]
+    reasons: tuple[str, ...]
     attempts: int
     milliseconds: float
 
@@ -44,6 +48,7 @@ def tell(execution: dict[str, Any], history: Iterable[Event]) -> Story:
         execution["status"],
         tuple(_outcomes(events)),
         tuple(dict.fromkeys(_rules(events))),
+        tuple(dict.fromkeys(_reasons(events))),
         max(_attempts(events).values(), default=0),
         (stopped - started).total_seconds() * 1000,
     )
@@ -69,6 +74,18 @@ def _rules(events: list[Event]) -> Iterator[str]:
             for delivery in json.loads(details["output"])["deliveries"]:
                 if delivery.get("matchedRule"):
                     yield from delivery["matchedRule"].split(", ")
+
+
+def _reasons(events: list[Event]) -> Iterator[str]:
+    verdicts = {"Drop as virus": "virus", "Store as loop": "loop", "Deliver as spam": "SPAM"}
+    for event in events:
+        if entered := event.get("stateEnteredEventDetails"):
+            if entered["name"] in verdicts:
+                yield verdicts[entered["name"]]
+        elif succeeded := event.get("taskSucceededEventDetails"):
+            payload = json.loads(succeeded["output"]).get("Payload", {})
+            if reason := payload.get("reason"):
+                yield reason
 
 
 def _attempts(events: list[Event]) -> Counter[int]:
