@@ -23,10 +23,13 @@ $(READY): requirements-dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch $@
 
-export EMAIL FROM RCPT
+# Only from the command line: many a shell has a variable EMAIL of its own.
+ifeq ($(origin EMAIL),command line)
+DEMO_ARGUMENTS = --email "$(EMAIL)" --sender "$(FROM)" --recipients "$(RCPT)"
+endif
 
 demo: $(READY)
-	@$(BIN)/python -m local.demo
+	@$(BIN)/python -m local.demo $(DEMO_ARGUMENTS)
 
 local: $(READY)
 	@exec $(BIN)/python -m local.serve

@@ -18,15 +18,18 @@ def domain_to_ascii(domain: str) -> str:
     if lowered.isascii():
         return lowered
     try:
-        return idna.encode(lowered, uts46=True).decode("ascii")
+        # UTS 46 maps other full stops to `.`, one at the end too.
+        return idna.encode(lowered, uts46=True).decode("ascii").rstrip(".")
     except idna.IDNAError:
         return lowered
 
 
 def canonical(address: str) -> str:
     """The form in which addresses are compared and stored in routing keys."""
-    local, domain = split(address.strip())
-    return f"{local.lower()}@{domain_to_ascii(domain)}" if domain else local.lower()
+    stripped = address.strip()
+    local, domain = split(stripped)
+    ascii_domain = domain_to_ascii(domain)
+    return f"{local.lower()}@{ascii_domain}" if ascii_domain else stripped.lower()
 
 
 def without_tag(address: str) -> str:

@@ -2,7 +2,7 @@
 
     class                      raised by          reaction in process_email.asl.yaml
     InvalidNotificationError   starter, fetcher   input DLQ
-    EmailNotFoundError         fetcher            input DLQ
+    EmailNotFoundError         fetcher, bouncer   input DLQ, bouncer DLQ
     InvalidRoutingRuleError    router (as data)   those recipients to the input DLQ
     GmailTokenError            forwarder          forwarder DLQ, alarm
     GmailRejectedError         forwarder          forwarder DLQ
