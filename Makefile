@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo local test quick lint lock build clean
+.PHONY: help demo picture local test quick lint lock build clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    send real emails through the real workflow, and show what happened to each"
 	@echo "             (make demo EMAIL=path.eml FROM=a@x RCPT=b@y,c@z sends your own)"
 	@echo "make local   the same cloud, kept running until Ctrl-C, SMTP on 127.0.0.1:2525"
+	@echo "make picture draw docs/email-path.svg anew from a demo run"
 	@echo "make test    lint, types, templates and all tests"
 	@echo "make quick   lint, types and the tests that take seconds"
 	@echo "make build   sam build"
@@ -30,6 +31,9 @@ endif
 
 demo: $(READY)
 	@$(BIN)/python -m local.demo $(DEMO_ARGUMENTS)
+
+picture: $(READY)
+	@$(BIN)/python -m local.demo --picture docs/email-path.svg
 
 local: $(READY)
 	@exec $(BIN)/python -m local.serve

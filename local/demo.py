@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from local import story
+from local import picture, story
 from local.cloud import Cloud
 from local.google import Fault, Message
 
@@ -62,7 +62,7 @@ class Demo:
         self.console = Console(width=None if sys.stdout.isatty() else 150)
         self.failures: list[str] = []
         self.first_sent: float | None = None
-        self.timeline_of = ""
+        self.pictured = ""  # ARN of the email with the most recipients
         self.table = Table(title="What happened to each email", show_lines=False)
         for column in ("email", "recipients", "rule matched", "outcome", "attempts", "ms"):
             self.table.add_column(
@@ -103,6 +103,8 @@ class Demo:
         message_id = send(self, case)
         self.cloud.wait_idle()
         told = self.stories(message_id)
+        if len(case.recipients) == 5:
+            self.pictured = told[0].arn
         self.show(case.title, case.recipients, told)
         problems = list(self._differences(case, told, mailboxes, bounces, parked))
         if case.after:
@@ -584,6 +586,9 @@ def main() -> int:
         "make demo", usage="%(prog)s EMAIL=a.eml FROM=a@x RCPT=b@y,c@z"
     )
     parser.add_argument("--email", type=Path)
+    parser.add_argument(
+        "--picture", type=Path, help="where to draw the path of the five recipients"
+    )
     parser.add_argument("--sender", default="")
     parser.add_argument("--recipients", default="", type=lambda text: text.split(","))
     given = parser.parse_args()
@@ -597,6 +602,8 @@ def main() -> int:
             own_email(demo, own, given.sender, given.recipients)
         else:
             tour(demo)
+            if given.picture:
+                given.picture.write_text(picture.draw(cloud.history(demo.pictured)))
         first = (demo.first_sent or time.time()) - began
         demo.console.print(
             f"First email sent after {first:.1f} s, all done after {time.time() - began:.1f} s."
