@@ -1,19 +1,15 @@
 """Turning what lies in the input queue into one execution per email and set of recipients."""
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ses_mail import clock, notification
+from ses_mail import clock, dead_letters, notification
 from ses_mail.errors import InvalidNotificationError
 from ses_mail.notification import Notification
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
     from mypy_boto3_stepfunctions import SFNClient
-
-# SQS refuses more than 1 MiB of body and attributes together.
-_MESSAGE_LENGTH = 1024 * 1024 - 1024
 
 
 @dataclass(frozen=True)
@@ -72,19 +68,8 @@ class Starter:
         return "started"
 
     def _park(self, body: str, error: InvalidNotificationError) -> None:
-        failure = {
-            "action": "start",
-            "error": error.code,
-            "cause": str(error),
-            "at": clock.iso(),
-        }
-        letter = json.dumps({"original": body, "failure": failure})
-        self.sqs.send_message(
-            QueueUrl=self.input_dlq_url,
-            # The original fits, since it came out of a queue; escaped in JSON it may not any more.
-            MessageBody=letter if len(letter) <= _MESSAGE_LENGTH else body,
-            MessageAttributes={
-                "Action": {"DataType": "String", "StringValue": "start"},
-                "Error": {"DataType": "String", "StringValue": error.code},
-            },
+        failure = {"action": "start", "error": error.code, "cause": str(error), "at": clock.iso()}
+        # The original fits, since it came out of a queue; escaped in JSON it may not any more.
+        dead_letters.park(
+            self.sqs, self.input_dlq_url, {"original": body, "failure": failure}, instead=body
         )
