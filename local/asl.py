@@ -49,6 +49,7 @@ from moto.stepfunctions.parser.asl.component.state.exec.state_task.service impor
 )
 from moto.stepfunctions.parser.asl.component.state.wait.wait_function import wait_function
 from moto.stepfunctions.parser.asl.eval.event.event_detail import EventDetails
+from moto.stepfunctions.parser.asl.parse import preprocessor
 from moto.stepfunctions.parser.asl.parse.asl_parser import AmazonStateLanguageParser
 from moto.stepfunctions.parser.asl.utils.encoding import to_json_str
 from moto.stepfunctions.parser.backend import execution_worker
@@ -91,8 +92,6 @@ def evaluate(
     result = compiled.evaluate(None, {**_functions(now), **variables})
     if result is None:
         raise NothingError(f"The JSONata expression '{expression}' returned nothing (undefined).")
-    if Utils.is_function(result):
-        raise TypeError(f"The JSONata expression '{expression}' returned a function.")
     return _plain(result)
 
 
@@ -106,7 +105,9 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    return value
+    if isinstance(value, str | int | float):
+        return value
+    raise TypeError("returned an unsupported result type: a function or a pattern")
 
 
 def _functions(now: Callable[[], float]) -> dict[str, Any]:
@@ -178,6 +179,9 @@ class Interpreter:
 
     def install(self) -> None:
         replace = self._patches.replace
+        # moto leaves escapes in some strings, and reads others as Python would.
+        replace(preprocessor, "from_string_literal", _string_of)
+        replace(preprocessor.Preprocessor, "_inner_string_of", staticmethod(_string_of))
         replace(execution_worker.ExecutionWorker, "_get_evaluation_entrypoint", _parsed())
         replace(string_expression.StringJSONata, "_eval_body", self._expression())
         replace(assign_decl.AssignDecl, "_eval_body", _assign)
@@ -223,7 +227,8 @@ class Interpreter:
         # moto makes a client per task: 10 ms each, and boto3's default session is not thread-safe.
         with self._clients_lock:
             if service not in self._clients:
-                self._clients[service] = client = boto3.session.Session().client(
+                session: Any = boto3.session.Session()
+                self._clients[service] = client = session.client(
                     service,
                     region_name=region,
                     endpoint_url=self._endpoint,
@@ -260,6 +265,10 @@ class Interpreter:
                 raise _query_evaluation_error(env, string.expression, error) from error
 
         return eval_body
+
+
+def _string_of(parser_rule_context: Any) -> str | None:
+    return cast(str | None, json.loads(parser_rule_context.getText()))
 
 
 def _parsed() -> Callable[[Any], Any]:

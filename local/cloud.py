@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +32,7 @@ from local.asl import Interpreter
 from local.google import Google
 from local.patches import Patches
 from local.pipe import Pipe
-from local.runtime import Function, Runtime, build_runtime, build_layer
+from local.runtime import Function, Runtime, build_layer, build_runtime
 from local.ses import ReceiptRule, Ses, SmtpServer
 from local.stack import Stack
 
@@ -41,11 +42,15 @@ HOST = "127.0.0.1"
 _running = threading.Lock()
 
 
+class PortTakenError(Exception):
+    """The message names port and purpose."""
+
+
 class Cloud:
     """AWS (moto), Google and SES on loopback ports, with the stack of one template in it.
 
     `factor` is real seconds per second of the cloud: it shortens every wait. One cloud per process
-    at a time; RuntimeError otherwise. A port that is taken raises OSError.
+    at a time; RuntimeError otherwise. A port that is taken raises PortTakenError.
     """
 
     aws_url: str
@@ -76,7 +81,7 @@ class Cloud:
             "Domains": ",".join(domains),
             **(parameters or {}),
         }
-        self._ports = {"aws": aws_port, "smtp": smtp_port, "google": google_port}
+        self._ports = {"AWS": aws_port, "SMTP": smtp_port, "Google": google_port}
         self._directory = directory
         self._cleanup = contextlib.ExitStack()
         self._clients: dict[str, Any] = {}
@@ -117,11 +122,15 @@ class Cloud:
             self._directory = Path(
                 self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="ses-mail-"))
             )
+        for name, port in self._ports.items():
+            _refuse_taken(name, port)
         self._epoch = time.time()
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         logging.getLogger("moto").setLevel(logging.CRITICAL)
+        # Throttling is in no service's model, on AWS neither.
+        warnings.filterwarnings("ignore", "Exception.* does not match an error shape")
         self.google = Google(
-            port=self._ports["google"],
+            port=self._ports["Google"],
             time_factor=self.factor,
             directory=self._directory / "google",
         )
@@ -135,8 +144,7 @@ class Cloud:
         self._start_pipe()
 
     def _start_aws(self) -> None:
-        _refuse_taken(self._ports["aws"])
-        server = ThreadedMotoServer(ip_address=HOST, port=self._ports["aws"], verbose=False)
+        server = ThreadedMotoServer(ip_address=HOST, port=self._ports["AWS"], verbose=False)
         server.start()
         self._cleanup.callback(server.stop)
         port = server.get_host_and_port()[1]
@@ -249,7 +257,7 @@ class Cloud:
         )
         self.ses.install()
         self._cleanup.callback(self.ses.uninstall)
-        server = SmtpServer(self.ses, HOST, self._ports["smtp"])
+        server = SmtpServer(self.ses, HOST, self._ports["SMTP"])
         self._cleanup.callback(server.stop)
         server.start()
         self.smtp = server.address
@@ -340,7 +348,7 @@ class Cloud:
         self.client("dynamodb").put_item(TableName=self.resource("RoutingTable"), Item=item)
 
     def add_mailbox(self, address: str, default: bool = False) -> str:
-        """Create a mailbox at Google and put its credentials into its parameter, which is returned."""
+        """Create a mailbox and put its credentials into its parameter; returns the name."""
         name = (
             f"/ses-mail/{self.environment}/gmail-token"
             if default
@@ -378,7 +386,8 @@ class Cloud:
         """A boto3 client of this cloud, with every right."""
         with self._clients_lock:
             if service not in self._clients:
-                self._clients[service] = boto3.session.Session().client(
+                session: Any = boto3.session.Session()
+                self._clients[service] = session.client(
                     service,
                     region_name=iam.REGION,
                     endpoint_url=self.aws_url,
@@ -434,9 +443,7 @@ class Cloud:
         """The execution's history events, complete."""
         pages = self.client("stepfunctions").get_paginator("get_execution_history")
         return [
-            event
-            for page in pages.paginate(executionArn=execution_arn)
-            for event in page["events"]
+            event for page in pages.paginate(executionArn=execution_arn) for event in page["events"]
         ]
 
     def logs(self, function: str) -> list[dict[str, Any]]:
@@ -474,8 +481,13 @@ def _escape(match: re.Match[str]) -> str:
     return "".join(f"_{byte:02x}" for byte in match[0].encode())
 
 
-def _refuse_taken(port: int) -> None:
-    """moto would end the process instead of raising."""
+def _refuse_taken(name: str, port: int) -> None:
+    """Asked before anything starts: moto would end the process on a taken port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((HOST, port))
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise PortTakenError(
+                f"Port {port} for {name} cannot be had on {HOST}: {error.strerror}"
+            ) from error

@@ -34,7 +34,7 @@ def _object(params: Mapping[str, Any]) -> str:
 
 
 def _transaction(params: Mapping[str, Any]) -> Needs:
-    # Each item of a transaction needs the right of its single-item call; ConditionCheck has its own.
+    # Each item needs the right of its single-item call; ConditionCheck has its own.
     actions = {"Put": "PutItem", "Update": "UpdateItem", "Delete": "DeleteItem"}
     return [
         (f"dynamodb:{actions.get(kind, 'ConditionCheckItem')}", _table(part["TableName"]))
@@ -118,7 +118,9 @@ class Role:
         """
         needs = CALLS.get((service, operation))
         if needs is None:
-            raise NotImplementedError(f"local/iam.py does not know what {service}:{operation} needs")
+            raise NotImplementedError(
+                f"local/iam.py does not know what {service}:{operation} needs"
+            )
         for action, resource in needs(params):
             if not self.allows(action, resource):
                 return (
@@ -143,7 +145,8 @@ def enforce(role: Role) -> None:
     from botocore import client
     from botocore.exceptions import ClientError
 
-    original = client.BaseClient._make_api_call
+    base: Any = client.BaseClient
+    original = base._make_api_call
 
     def checked(self: Any, operation_name: str, api_params: Any) -> Any:
         service = self.meta.service_model.service_name
@@ -162,7 +165,7 @@ def enforce(role: Role) -> None:
                 raise ClientError(denied, operation_name) from None
             raise
 
-    client.BaseClient._make_api_call = checked
+    base._make_api_call = checked
 
 
 def _error(code: str, message: str, status: int) -> Any:
@@ -178,6 +181,4 @@ def _list(value: Any) -> list[str]:
 
 def _matches(name: str, patterns: Iterable[str], fold: Callable[[str], str]) -> bool:
     # IAM knows no [character classes].
-    return any(
-        fnmatch.fnmatchcase(name, fold(pattern).replace("[", "[[]")) for pattern in patterns
-    )
+    return any(fnmatch.fnmatchcase(name, fold(pattern).replace("[", "[[]")) for pattern in patterns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 
@@ -13,7 +14,8 @@ class Patches:
 
     def replace(self, owner: Any, name: str, value: Any) -> None:
         """Raises AttributeError if `owner` has no `name`: the library has changed."""
-        self._undo.append((owner, name, getattr(owner, name)))
+        # Static, so that a staticmethod is put back as one.
+        self._undo.append((owner, name, inspect.getattr_static(owner, name)))
         setattr(owner, name, value)
 
     def undo(self) -> None:

@@ -135,6 +135,8 @@ class Runtime:
         self.directory = directory
         self.stopped = False
         directory.mkdir(parents=True, exist_ok=True)
+        for old in directory.glob("*.log"):
+            old.unlink()
         self._pools = {name: _Pool(self, f, workers) for name, f in functions.items()}
 
     def invoke(self, name: str, event: Any) -> tuple[str, bool]:

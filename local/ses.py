@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiosmtpd.smtp import SMTP, Envelope, Session
-from moto.core.exceptions import ServiceException
 from moto.core.responses import ActionResult
+from moto.ses.exceptions import SesError
 from moto.ses.responses import EmailResponse
 
 from local.asl import iso
@@ -110,9 +110,7 @@ class Ses:
             raise ValueError(f"{len(raw)} bytes; SES takes {MAXIMUM_EMAIL}")
         stored, switches = strip_switches(raw)
         at = self._now() if at is None else at
-        message_id = message_id or "".join(
-            secrets.choice(MESSAGE_ID_CHARACTERS) for _ in range(40)
-        )
+        message_id = message_id or "".join(secrets.choice(MESSAGE_ID_CHARACTERS) for _ in range(40))
         with self._lock:
             self._received[message_id] = _Received(at, sender, matched)
         key = self.rule.prefix + message_id
@@ -192,7 +190,7 @@ class Ses:
                 code, times = self.faults.pop(0)
                 if times > 1:
                     self.faults.insert(0, (code, times - 1))
-                raise ServiceException(code, f"{code} (injected)")
+                raise SesError(code, f"{code} (injected)")
             self._check(params)
             original = self._received[params["OriginalMessageId"]]
             self.bounces.append(
@@ -211,25 +209,21 @@ class Ses:
     def _check(self, params: Mapping[str, Any]) -> None:
         for name in REQUIRED:
             if not params.get(name):
-                raise ServiceException("ValidationError", f"{name} is required")
+                raise SesError("ValidationError", f"{name} is required")
         original = self._received.get(params["OriginalMessageId"])
         if original is None or self._now() - original.at > BOUNCE_WINDOW:
-            raise ServiceException(
+            raise SesError(
                 "MessageRejected",
                 f"Message {params['OriginalMessageId']} was not received in the last 24 hours.",
             )
         known = {address.lower() for address in original.recipients}
         for item in params["BouncedRecipientInfoList"]:
             if item.get("Recipient", "").lower() not in known:
-                raise ServiceException(
-                    "MessageRejected", f"{item.get('Recipient')} was not a recipient."
-                )
+                raise SesError("MessageRejected", f"{item.get('Recipient')} was not a recipient.")
             if not item.get("BounceType") and not item.get("RecipientDsnFields"):
-                raise ServiceException(
-                    "ValidationError", "BounceType or RecipientDsnFields is required"
-                )
+                raise SesError("ValidationError", "BounceType or RecipientDsnFields is required")
         if not self.rule.matches(params["BounceSender"]):
-            raise ServiceException(
+            raise SesError(
                 "MessageRejected",
                 f"Email address is not verified: {params['BounceSender']}",
             )

@@ -68,7 +68,9 @@ class Stack:
         self.name = f"ses-mail-{parameters['Environment']}"
         source = yaml_parse((root / "template.yaml").read_text())
         translated = _translate(source, parameters)
-        defaults = {key: str(p["Default"]) for key, p in source["Parameters"].items() if "Default" in p}
+        defaults = {
+            key: str(p["Default"]) for key, p in source["Parameters"].items() if "Default" in p
+        }
         self._parameters = {**defaults, **parameters}
         names = self._resource_map(translated)
         self.resources: dict[str, Any] = {
@@ -82,9 +84,9 @@ class Stack:
         self._created = self._create(translated)
         self.outputs: dict[str, str] = {
             output["OutputKey"]: output["OutputValue"]
-            for output in client("cloudformation").describe_stacks(StackName=self.name)["Stacks"][0][
-                "Outputs"
-            ]
+            for output in client("cloudformation").describe_stacks(StackName=self.name)["Stacks"][
+                0
+            ]["Outputs"]
         }
         for kind in ADAPTER:
             for logical_id in self.of_type(kind):

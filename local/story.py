@@ -60,9 +60,9 @@ def _outcomes(events: list[Event]) -> Iterator[Outcome]:
         if details.get("name") in ("For each delivery", "Park email"):
             for made in json.loads(details["output"])["outcomes"]:
                 yield Outcome(
-                    made["action"],
-                    tuple(made["recipients"]),
-                    made["outcome"],
+                    made.get("action", ""),
+                    tuple(made.get("recipients", [])),
+                    made.get("outcome", "unknown"),
                     made.get("error", ""),
                 )
 

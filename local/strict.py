@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import moto.backends
-from moto.core.exceptions import ServiceException
 from moto.dynamodb.models import DynamoDBBackend
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication
 from moto.sqs.exceptions import SQSException
 from moto.sqs.models import Queue, SQSBackend
+from moto.ssm.exceptions import ValidationException
 from moto.ssm.models import SimpleSystemManagerBackend
 from moto.stepfunctions.parser.models import StepFunctionsParserBackend
 
@@ -64,12 +64,12 @@ def check_message(body: str, attributes: Mapping[str, Mapping[str, Any]]) -> str
     for name, attribute in attributes.items():
         value = attribute.get("StringValue", attribute.get("BinaryValue"))
         if not value:
-            return f"Message (user) attribute '{name}' must contain a non-empty value of type 'String'."
+            return f"Message (user) attribute '{name}' must contain a non-empty value."
         if isinstance(value, str) and REFUSED.search(value):
             return f"Message (user) attribute '{name}' value contains invalid characters."
         size += len(name) + len(attribute["DataType"]) + len(value)
     if size > MAXIMUM_MESSAGE:
-        return f"One or more parameters are invalid. Reason: Message must be shorter than {MAXIMUM_MESSAGE} bytes."
+        return f"One or more parameters are invalid. Reason: more than {MAXIMUM_MESSAGE} bytes."
     return None
 
 
@@ -95,10 +95,8 @@ def _checked_name(original: Any) -> Any:
     @functools.wraps(original)
     def put_parameter(self: Any, name: str, *args: Any, **kwargs: Any) -> Any:
         if not PARAMETER_NAME.fullmatch(name):
-            raise ServiceException(
-                "ValidationException",
-                "Parameter name must only contain the characters a-zA-Z0-9_.-/ "
-                f"(here: {name})",
+            raise ValidationException(
+                f"Parameter name must only contain the characters a-zA-Z0-9_.-/ (here: {name})",
             )
         return original(self, name, *args, **kwargs)
 
@@ -124,10 +122,10 @@ def _locked_receive(original: Any) -> Any:
     return receive_message
 
 
-def _serialized(original: Any, lock: threading.RLock) -> Any:  # type: ignore[valid-type]
+def _serialized(original: Any, lock: threading.RLock) -> Any:
     @functools.wraps(original)
     def serialized(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with lock:  # type: ignore[attr-defined]
+        with lock:
             return original(self, *args, **kwargs)
 
     return serialized

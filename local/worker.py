@@ -54,7 +54,8 @@ def scale_clock(epoch: float, factor: float) -> None:
 def enforce_role(setup: dict[str, Any]) -> None:
     """Check every AWS call against the role of this function; local/iam.py says how."""
     spec = importlib.util.spec_from_file_location("local_iam", setup["iam"])
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     iam = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = iam
     spec.loader.exec_module(iam)
@@ -124,15 +125,15 @@ def main() -> None:
         os.environ["_X_AMZN_TRACE_ID"] = request["trace"]
         idle = memory("VmRSS")
         reset_peak()
-        result, error = None, init_failure
+        result, problem = None, init_failure
         if handler:
             try:
                 result = handler(request["event"], Context(setup, request))
                 json.dumps(result)
-            except Exception as raised:
-                result, error = None, failure(raised, request["id"])
+            except Exception as error:
+                result, problem = None, failure(error, request["id"])
                 traceback.print_exc()
-        reply({"result": result, "error": error, "idle": idle, "peak": memory("VmHWM")})
+        reply({"result": result, "error": problem, "idle": idle, "peak": memory("VmHWM")})
 
 
 if __name__ == "__main__":

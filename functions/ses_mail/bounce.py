@@ -1,14 +1,15 @@
 """Sending one bounce for all recipients of an email that get one, at most once."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from ses_mail import addresses, bounce_policy, clock, stored_email
 from ses_mail.deliveries import BOUNCED, SUPPRESSED, BounceClaim, Deliveries, Ended
-from ses_mail.errors import BounceRejectedError, BounceThrottledError
+from ses_mail.errors import BounceRejectedError, BounceThrottledError, DeliveryInProgressError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -68,19 +69,25 @@ class Bouncer:
         )
         if claim is None:
             return _summary(list(ended.values()))
-        verdict = bounce_policy.decide(
-            bounce_policy.Received(
-                order.source, order.receipt, order.received_at, fields, self.our_domains
-            )
-        )
         sender = addresses.canonical(order.source)
-        if verdict.bounce and not self.deliveries.count_bounce(sender, self.per_hour):
-            verdict = bounce_policy.Verdict(False, "sender-limit")
-        if not verdict.bounce:
-            self.deliveries.end_bounces(claim, SUPPRESSED, "", verdict.reason, order.execution)
-            return Ended(SUPPRESSED, "", verdict.reason)
+        try:
+            verdict = bounce_policy.decide(
+                bounce_policy.Received(
+                    order.source, order.receipt, order.received_at, fields, self.our_domains
+                )
+            )
+            if verdict.bounce and not self.deliveries.count_bounce(sender, self.per_hour):
+                verdict = bounce_policy.Verdict(False, "sender-limit")
+            if not verdict.bounce:
+                self.deliveries.end_bounces(claim, SUPPRESSED, "", verdict.reason, order.execution)
+                return Ended(SUPPRESSED, "", verdict.reason)
+            self.deliveries.mark_sending(claim, order.execution)
+        except Exception:
+            # Nothing was sent yet. If even this fails, the lease runs out by itself.
+            with suppress(BotoCoreError, ClientError, DeliveryInProgressError):
+                self.deliveries.give_back_bounces(claim)
+            raise
         left = [r for r in order.recipients if r not in ended]
-        self.deliveries.mark_sending(claim, order.execution)
         result_id = self._send(order, left, claim, sender)
         self.deliveries.end_bounces(claim, BOUNCED, result_id, "", order.execution)
         return Ended(BOUNCED, result_id)

@@ -124,7 +124,7 @@ class GmailImport:
             return self._size, _message_id(content)
         if response.status == 308:
             # No Range header: Google has nothing yet.
-            received = response.get("range", "bytes=0--1").rpartition("-")[2]
+            received = response.get("range", "").rpartition("-")[2]
             return int(received) + 1 if received.isdigit() else 0, None
         if response.status in (404, 410):
             raise SessionGoneError
@@ -158,6 +158,9 @@ class GmailImport:
                     code,
                 ) from None
             raise GmailTemporaryError("Google's token endpoint is out of order", code) from None
+        except TypeError:
+            # google-auth indexes a token answer of status 200 although it is no JSON object.
+            raise GmailTemporaryError("Google's token endpoint sent no JSON") from None
         except ssl.SSLCertVerificationError:
             # Somebody sits in the way, or our certificates are old: waiting mends neither.
             raise

@@ -15,9 +15,9 @@ from ses_mail.errors import InvalidNotificationError
 SETUP_MESSAGE_ID = "AMAZON_SES_SETUP_NOTIFICATION"
 VERDICTS = ("spamVerdict", "virusVerdict", "spfVerdict", "dkimVerdict", "dmarcVerdict")
 
-# An execution name has 80 characters, and a redrive appends `-{attempt}-{8 hex}`.
+# An execution name has 80 characters, and a redrive appends `-{attempt}-{8 hex}`: 64 + 7 + 9.
 _MESSAGE_ID = re.compile(r"[0-9A-Za-z_-]{1,64}\Z")
-_NAME_LENGTH = 80
+_MAX_ATTEMPT = 999_999
 # The input of an execution may have 256 KiB, and each state adds to it.
 _INPUT_LENGTH = 128 * 1024
 # SNS envelope, `{original, failure}` and JSON in a JSON string may nest; nothing sane nests deeper.
@@ -99,12 +99,15 @@ def parse(body: object) -> Notification:
     notification = Notification(
         reduced_mail, _reduce_receipt(receipt), _redrive(message.get("redrive"), receipt)
     )
-    if len(notification.execution_input()) > _INPUT_LENGTH:
+    try:
+        length = len(notification.execution_input())
+    except (ValueError, RecursionError) as error:
+        # Only a redrive's further fields can hold such: NaN, an infinite number, a thousand levels.
+        raise InvalidNotificationError(f"redrive is no JSON for an execution: {error}") from None
+    if length > _INPUT_LENGTH:
         raise InvalidNotificationError(
-            f"{len(receipt['recipients'])} recipients are too many for one execution"
+            f"{len(receipt['recipients'])} recipients and the redrive are too much for one execution"
         )
-    if max(map(len, notification.execution_names())) > _NAME_LENGTH:
-        raise InvalidNotificationError(f"message id and attempt exceed {_NAME_LENGTH} characters")
     return notification
 
 
@@ -154,7 +157,7 @@ def _redrive(redrive: object, receipt: Mapping[str, Any]) -> dict[str, Any] | No
     if not isinstance(redrive, dict):
         raise InvalidNotificationError("redrive is not an object")
     attempt = redrive.get("attempt", 1)
-    if not isinstance(attempt, int) or isinstance(attempt, bool) or not 0 < attempt < 10**6:
+    if not isinstance(attempt, int) or isinstance(attempt, bool) or not 0 < attempt <= _MAX_ATTEMPT:
         raise InvalidNotificationError(f"redrive.attempt {attempt!r} is not a positive number")
     if not isinstance(redrive.get("ignoreVerdicts", False), bool):
         raise InvalidNotificationError("redrive.ignoreVerdicts is neither true nor false")
@@ -202,4 +205,4 @@ def _hash(value: Mapping[str, Any] | Sequence[str]) -> str:
 
 
 def _canonical_json(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -1,0 +1,155 @@
+"""`make local`: the embedded cloud, kept running until Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+DIRECTORY = ROOT / ".local"
+ENDPOINTS = DIRECTORY / "endpoints.json"
+
+PORTS = {"LOCAL_SMTP_PORT": 2525, "LOCAL_AWS_PORT": 4566, "LOCAL_GOOGLE_PORT": 4567}
+
+# The first one's credentials are the default ones, the others have their own parameter.
+MAILBOXES = ("anna@gmail.example", "ben@gmail.example", "carla@gmail.example")
+RULES: tuple[tuple[str, str, str | list[str]], ...] = (
+    ("anna@example.com", "forward-to-gmail", MAILBOXES[0]),
+    ("ben@example.com", "forward-to-gmail", MAILBOXES[1]),
+    ("team@example.com", "forward-to-gmail", list(MAILBOXES)),
+    ("archive@example.com", "store", ""),
+    ("noreply@example.com", "drop", ""),
+    ("*@carla.example", "forward-to-gmail", MAILBOXES[2]),
+    ("*", "bounce", ""),
+)
+
+
+def main() -> int:
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stopping.set())
+    try:
+        smtp, aws, google = (int(os.environ.get(name, port)) for name, port in PORTS.items())
+    except ValueError as error:
+        print(f"A port is not a number: {error}", file=sys.stderr)
+        return 2
+    print("Starting the embedded cloud …", flush=True)
+    from local.cloud import Cloud, PortTakenError  # takes seconds to import: say something first
+
+    factor = float(os.environ.get("LOCAL_TIME_FACTOR", "0.02"))
+    cloud = Cloud(
+        ROOT,
+        time_factor=factor,
+        # Whoever tries it out sends all emails from one address, in hours that take 72 s.
+        parameters={"BouncesPerSenderPerHour": "100000"},
+        smtp_port=smtp,
+        aws_port=aws,
+        google_port=google,
+        directory=DIRECTORY,
+    )
+    try:
+        cloud.start()
+    except PortTakenError as error:
+        names = ", ".join(PORTS)
+        print(f"{error}. Choose others with {names}.", file=sys.stderr)
+        return 2
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(cloud.stop)
+        for mailbox in MAILBOXES:
+            cloud.add_mailbox(mailbox, default=mailbox == MAILBOXES[0])
+        for pattern, action, target in RULES:
+            cloud.put_rule(pattern, action, target)
+        cloud.runtime.prewarm()
+        bounces = cleanup.enter_context(bounce_list(cloud))
+        ENDPOINTS.write_text(json.dumps(endpoints(cloud, bounces), indent=2) + "\n")
+        cleanup.callback(ENDPOINTS.unlink, missing_ok=True)
+        print(instructions(cloud, bounces), flush=True)
+        stopping.wait()
+        print("\nStopping …", flush=True)
+    return 0
+
+
+def endpoints(cloud: Any, bounces: str) -> dict[str, Any]:
+    """What `.local/endpoints.json` tells other programs."""
+    host, port = cloud.smtp
+    return {
+        "environment": cloud.environment,
+        "region": cloud.client("sqs").meta.region_name,
+        "smtp": {"host": host, "port": port},
+        "aws": cloud.aws_url,
+        "google": cloud.google_url,
+        "google_token": cloud.google.reader_token,
+        "mailboxes": list(MAILBOXES),
+        "bounces": bounces,
+    }
+
+
+@contextlib.contextmanager
+def bounce_list(cloud: Any) -> Any:
+    """URL whose GET answers the bounces so far."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            names = ("to", "sender", "recipients", "messageId")
+            listed = [{name: bounce[name] for name in names} for bounce in list(cloud.bounces)]
+            body = json.dumps(listed).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/bounces"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def instructions(cloud: Any, bounces: str) -> str:
+    host, port = cloud.smtp
+    mailbox = MAILBOXES[0]
+    width = max(len(pattern) for pattern, _, _ in RULES)
+    rules = "\n".join(
+        f"  {pattern:{width}}  {action}  {target if isinstance(target, str) else ', '.join(target)}"
+        for pattern, action, target in RULES
+    )
+    return f"""
+The embedded cloud runs; one second here is {1 / cloud.factor:g} seconds there. Ctrl-C ends it.
+
+Routing rules:
+{rules}
+
+Send an email (any SMTP client will do):
+  python3 -c "import smtplib; smtplib.SMTP('{host}', {port}).sendmail(
+    'you@example.org', ['anna@example.com'], 'Subject: Hello\\r\\n\\r\\nHi!\\r\\n')"
+
+Point the aws CLI at it:
+  export AWS_ENDPOINT_URL={cloud.aws_url} AWS_DEFAULT_REGION={cloud.client("sqs").meta.region_name}
+  export AWS_ACCESS_KEY_ID=local AWS_SECRET_ACCESS_KEY=local
+  aws stepfunctions list-executions --state-machine-arn {cloud.outputs["StateMachineArn"]}
+  aws dynamodb scan --table-name {cloud.outputs["RoutingTableName"]}
+
+Read a mailbox, and the bounces:
+  curl -H "Authorization: Bearer {cloud.google.reader_token}" \\
+    {cloud.google_url}/gmail/v1/users/{mailbox}/messages
+  curl {bounces}
+
+All of it as JSON: {ENDPOINTS}; the functions' logs: {DIRECTORY / "logs"}
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,340 @@
+"""One bounce per email, at most once, and none if it might have gone out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from botocore.exceptions import ClientError, ConnectionClosedError, HTTPClientError
+
+from ses_mail import clients
+from ses_mail.bounce import Bouncer, Order, bounce_request
+from ses_mail.deliveries import Deliveries, Ended
+from ses_mail.errors import (
+    BounceRejectedError,
+    BounceThrottledError,
+    DeliveryInProgressError,
+    EmailNotFoundError,
+)
+
+if TYPE_CHECKING:
+    from tests.conftest import Aws, Clock, SesApi
+
+A, B = "a@example.com", "b@example.com"
+EMAIL = b"From: Jane <jane@partner.example>\r\nSubject: x\r\n\r\nbody"
+PASS = {f"{n}Verdict": {"status": "PASS"} for n in ("spam", "virus", "spf", "dkim", "dmarc")}
+
+
+@dataclass
+class World:
+    aws: "Aws"
+    order: Order
+    per_hour: int = 10
+
+    @property
+    def ses(self) -> "SesApi":
+        return self.aws.ses
+
+    def attempt(self, **changes: Any) -> Ended:
+        """One invocation."""
+        bouncer = Bouncer(
+            Deliveries(clients.dynamodb(), self.aws.deliveries_table, 90),
+            clients.s3(),
+            clients.ses(),
+            ["example.com"],
+            self.per_hour,
+            lambda: 60.0,
+        )
+        return bouncer.bounce(replace(self.order, **changes))
+
+    def states(self) -> dict[str, tuple[str, str]]:
+        return {
+            sk.removeprefix("BOUNCE#"): (item["delivery_state"], item.get("reason", ""))
+            for sk, item in self.aws.deliveries().items()
+            if sk.startswith("BOUNCE#")
+        }
+
+    def counted(self) -> int:
+        (count,) = (i["bounces"] for i in self.aws.deliveries().values() if "bounces" in i)
+        return int(count)
+
+
+@pytest.fixture
+def world(aws: "Aws", time: "Clock") -> World:
+    stored = aws.put_email(EMAIL)
+    receipt = {"recipients": [A, B], **PASS}
+    return World(
+        aws,
+        Order(
+            "m1",
+            "jane@partner.example",
+            time.now - 5,
+            receipt,
+            (A, B),
+            stored["bucket"],
+            stored["key"],
+            "arn:1",
+            "",
+        ),
+    )
+
+
+def test_one_bounce_names_all_its_recipients(world: World) -> None:
+    assert world.attempt() == Ended("bounced", "bounce-1")
+    (bounce,) = world.ses.bounces
+    assert bounce.recipients == [A, B]
+    assert {k: v for k, v in bounce.fields.items() if "member.2" not in k} == {
+        "Action": "SendBounce",
+        "Version": "2010-12-01",
+        "OriginalMessageId": "m1",
+        "BounceSender": "mailer-daemon@example.com",
+        "Explanation": "The address does not exist here, so the email was not delivered.",
+        "MessageDsn.ReportingMta": "dns; example.com",
+        "MessageDsn.ArrivalDate": "2026-11-24T10:00:00Z",
+        "BouncedRecipientInfoList.member.1.Recipient": A,
+        "BouncedRecipientInfoList.member.1.BounceType": "DoesNotExist",
+        "BouncedRecipientInfoList.member.1.RecipientDsnFields.FinalRecipient": A,
+        "BouncedRecipientInfoList.member.1.RecipientDsnFields.Action": "failed",
+        "BouncedRecipientInfoList.member.1.RecipientDsnFields.Status": "5.1.1",
+        "BouncedRecipientInfoList.member.1.RecipientDsnFields.DiagnosticCode": (
+            "smtp; 550 5.1.1 no such address"
+        ),
+    }
+    assert world.states() == {A: ("bounced", ""), B: ("bounced", "")}
+    assert world.counted() == 1
+
+
+def test_an_email_of_unknown_age_has_no_arrival_date(world: World) -> None:
+    request = bounce_request(replace(world.order, received_at=None), [A])
+    assert request["MessageDsn"] == {"ReportingMta": "dns; example.com"}
+
+
+def test_the_sender_is_in_the_recipients_domain(world: World) -> None:
+    request = bounce_request(world.order, ["x@Bücher.example", A])
+    assert request["BounceSender"] == "mailer-daemon@xn--bcher-kva.example"
+
+
+def test_bounced_twice_is_bounced_once(world: World) -> None:
+    world.attempt()
+    assert world.attempt() == Ended("bounced", "bounce-1", "already-there")
+    assert len(world.ses.bounces) == 1
+    assert world.attempt(force="nonce") == Ended("bounced", "bounce-2")
+
+
+def test_a_recipient_who_comes_later_gets_a_bounce_of_his_own(world: World) -> None:
+    world.attempt(recipients=(A,))
+    assert world.attempt() == Ended("bounced", "bounce-2")
+    assert [b.recipients for b in world.ses.bounces] == [[A], [B]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"source": ""}, "null-sender"),
+        ({"receipt": {"recipients": [A, B], **PASS, "spamVerdict": {"status": "FAIL"}}}, "spam"),
+        ({"received_at": None}, "too-old"),
+    ],
+)
+def test_a_bounce_that_could_hurt_is_suppressed(
+    world: World, changes: dict[str, Any], reason: str
+) -> None:
+    assert world.attempt(**changes) == Ended("suppressed", "", reason)
+    assert world.states() == {A: ("suppressed", reason), B: ("suppressed", reason)}
+    assert world.ses.requests == 0
+    assert world.attempt() == Ended("suppressed", "", reason), "decided once and for all"
+
+
+def test_the_guards_read_the_stored_headers(world: World) -> None:
+    """SES cuts the notification's above 10 KB."""
+    padding = b"".join(b"X-Pad-%d: %s\r\n" % (n, b"x" * 900) for n in range(100))
+    stored = world.aws.put_email(padding + b"Auto-Submitted: auto-replied\r\n" + EMAIL)
+    assert world.attempt(key=stored["key"]).reason == "auto-submitted"
+
+
+def test_the_email_is_gone(world: World) -> None:
+    with pytest.raises(EmailNotFoundError):
+        world.attempt(key="emails/none")
+    assert world.states() == {}
+
+
+def test_the_limit_of_one_sender(world: World, time: "Clock") -> None:
+    world.per_hour = 2
+    ended = [world.attempt(message_id=f"m{n}") for n in range(3)]
+    assert [e.state for e in ended] == ["bounced", "bounced", "suppressed"]
+    assert ended[2].reason == "sender-limit"
+    assert world.attempt(message_id="m4", source="JANE@partner.example").reason == "sender-limit"
+    assert world.attempt(message_id="m5", source="ben@partner.example").state == "bounced"
+    time.advance(3600)
+    assert world.attempt(message_id="m6").state == "bounced"
+    assert len(world.ses.bounces) == 4
+
+
+# -- around SendBounce -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", ["Throttling", "ThrottlingException", "TooManyRequestsException"])
+def test_throttled_is_given_back(world: World, code: str) -> None:
+    world.ses.faults.append((400, code))
+    with pytest.raises(BounceThrottledError) as raised:
+        world.attempt()
+    assert raised.value.code == code
+    assert world.states() == {A: ("claimed", ""), B: ("claimed", "")}
+    assert world.counted() == 0
+    assert world.attempt() == Ended("bounced", "bounce-1")
+    assert world.ses.requests == 2, "the client itself repeats nothing"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "MessageRejected",
+        "MailFromDomainNotVerified",
+        "MailFromDomainNotVerifiedException",
+        "AccountSendingPaused",
+        "AccountSendingPausedException",
+        "InvalidParameterValue",
+        "ValidationError",
+    ],
+)
+def test_rejected_is_given_back(world: World, code: str) -> None:
+    world.ses.faults.append((400, code))
+    with pytest.raises(BounceRejectedError) as raised:
+        world.attempt()
+    assert raised.value.code == code
+    assert str(raised.value) == f"SES refuses to bounce: {code}: {code} (injected)"
+    assert world.states() == {A: ("claimed", ""), B: ("claimed", "")}
+    assert world.counted() == 0
+    assert world.attempt().state == "bounced", "after the cause is mended"
+
+
+def test_another_refusal_is_given_back_too(world: World) -> None:
+    world.ses.faults.append((403, "AccessDenied"))
+    with pytest.raises(ClientError, match="AccessDenied"):
+        world.attempt()
+    assert world.attempt().state == "bounced"
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "sent"),
+    [
+        ("lost", HTTPClientError, 1),
+        ((500, "InternalFailure"), ClientError, 0),
+        ((503, "ServiceUnavailable"), ClientError, 0),
+    ],
+)
+def test_nobody_knows_whether_it_went_out(
+    world: World, time: "Clock", fault: Any, error: type[Exception], sent: int
+) -> None:
+    world.ses.faults.append(fault)
+    with pytest.raises(error):
+        world.attempt()
+    assert world.states() == {A: ("sending", ""), B: ("sending", "")}
+    with pytest.raises(DeliveryInProgressError):
+        world.attempt()
+    time.advance(91)
+    assert world.attempt() == Ended("suppressed", "", "maybe-sent")
+    assert world.states() == {A: ("suppressed", "maybe-sent"), B: ("suppressed", "maybe-sent")}
+    assert world.attempt() == Ended("suppressed", "", "maybe-sent")
+    assert world.ses.requests == 1, "never sent again"
+    assert len(world.ses.bounces) == sent
+
+
+class CrashError(BaseException):
+    """The process is gone: nothing of ours runs any more."""
+
+
+def crash_at(client: Any, operation: str, call: int) -> Callable[[], None]:
+    calls = 0
+
+    def crash(**_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise CrashError
+
+    client.meta.events.register(f"before-send.{operation}", crash)
+    return lambda: client.meta.events.unregister(f"before-send.{operation}", crash)
+
+
+@pytest.mark.parametrize(
+    ("client", "operation", "call", "left", "then", "sent"),
+    [
+        ("dynamodb", "TransactWriteItems", 1, None, "bounced", 1),
+        ("dynamodb", "UpdateItem", 1, "claimed", "bounced", 1),
+        ("dynamodb", "TransactWriteItems", 2, "claimed", "bounced", 1),
+        ("ses", "SendBounce", 1, "sending", "maybe-sent", 0),
+        ("dynamodb", "TransactWriteItems", 3, "sending", "maybe-sent", 1),
+    ],
+    ids=[
+        "before the claim",
+        "before the count",
+        "before `sending`",
+        "before SendBounce",
+        "before `bounced`",
+    ],
+)
+def test_a_crash_at_each_step(
+    world: World,
+    time: "Clock",
+    client: str,
+    operation: str,
+    call: int,
+    left: str | None,
+    then: str,
+    sent: int,
+) -> None:
+    revive = crash_at(getattr(clients, client)(), f"{client}.{operation}", call)
+    try:
+        with pytest.raises(CrashError):
+            world.attempt()
+    finally:
+        revive()
+    assert {state for state, _ in world.states().values()} == ({left} if left else set())
+    if left:
+        with pytest.raises(DeliveryInProgressError):
+            world.attempt()
+        time.advance(91)
+    ended = world.attempt()
+    assert then in (ended.state, ended.reason)
+    assert len(world.ses.bounces) == sent
+    assert world.attempt().state in ("bounced", "suppressed")
+    assert len(world.ses.bounces) == sent
+
+
+def test_an_attempt_that_fails_before_sending_gives_its_lease_back(world: World) -> None:
+    world.aws.wire.answer("dynamodb.UpdateItem", 400, "AccessDeniedException", times=1)
+    with pytest.raises(ClientError, match="AccessDenied"):
+        world.attempt()
+    assert world.attempt() == Ended("bounced", "bounce-1")
+
+
+def test_nothing_can_be_given_back_while_the_table_is_down(world: World, time: "Clock") -> None:
+    world.aws.wire.answer("dynamodb.UpdateItem", 400, "AccessDeniedException", times=1)
+    world.aws.wire.lose_request("dynamodb.TransactWriteItems", skip=1)
+    with pytest.raises(ClientError, match="AccessDenied"):
+        world.attempt()
+    world.aws.wire.cut()
+    with pytest.raises(DeliveryInProgressError):
+        world.attempt()
+    time.advance(91)
+    assert world.attempt().state == "bounced"
+
+
+def test_the_record_of_a_sent_bounce_is_lost(world: World, time: "Clock") -> None:
+    world.aws.wire.lose_request("dynamodb.TransactWriteItems", skip=2)
+    with pytest.raises(ConnectionClosedError):
+        world.attempt()
+    world.aws.wire.cut()
+    time.advance(91)
+    assert world.attempt().reason == "maybe-sent"
+    assert len(world.ses.bounces) == 1
+
+
+def test_partly_bounced_before_partly_unknown(world: World, time: "Clock") -> None:
+    world.attempt(recipients=(A,))
+    world.ses.faults.append("lost")
+    with pytest.raises(HTTPClientError):
+        world.attempt(recipients=(B,))
+    time.advance(91)
+    assert world.attempt() == Ended("bounced", "bounce-1", "already-there")
+    assert world.states() == {A: ("bounced", ""), B: ("suppressed", "maybe-sent")}

@@ -1,0 +1,1 @@
+"""The real state machine with the real handlers, in the embedded cloud."""

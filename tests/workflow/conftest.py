@@ -1,0 +1,93 @@
+"""One embedded cloud for the folder, and the record of every path that its tests took."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from local.cloud import Cloud
+
+from .kit import Post, Step
+
+# Real seconds per second of the cloud; a module with a constant of this name gets its own cloud.
+TIME_FACTOR = 0.002
+
+ROOT = Path(__file__).parent.parent.parent
+_LAST = "test_every_path.py"
+
+
+class Record:
+    """What all executions so far went through; told apart by ARN, each is read once."""
+
+    def __init__(self) -> None:
+        self.states: set[str] = set()
+        self.steps: set[Step] = set()
+        self._seen: set[str] = set()
+
+    def add(self, post: Post) -> None:
+        for execution in post.cloud.executions():
+            if execution["executionArn"] not in self._seen:
+                self._seen.add(execution["executionArn"])
+                run = post.read(execution)
+                self.states.update(run.entered)
+                self.steps.update(run.steps)
+
+
+class _Holder:
+    """The running cloud: one per process is all that moto allows."""
+
+    def __init__(self) -> None:
+        self.cloud: Cloud | None = None
+
+    def get(self, factor: float) -> Cloud:
+        if self.cloud is None or self.cloud.factor != factor:
+            self.stop()
+            self.cloud = Cloud(ROOT, time_factor=factor)
+            self.cloud.start()
+            self.cloud.runtime.prewarm()
+        return self.cloud
+
+    def stop(self) -> None:
+        if self.cloud is not None:
+            self.cloud.stop()
+            self.cloud = None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What looks at all that the others did comes last."""
+    items.sort(key=lambda item: item.path.name == _LAST)
+
+
+@pytest.fixture(scope="session")
+def record() -> Record:
+    return Record()
+
+
+@pytest.fixture(scope="package")
+def _holder() -> Iterator[_Holder]:
+    holder = _Holder()
+    yield holder
+    holder.stop()
+
+
+@pytest.fixture(scope="module")
+def cloud(request: pytest.FixtureRequest, _holder: _Holder) -> Cloud:
+    return _holder.get(getattr(request.module, "TIME_FACTOR", TIME_FACTOR))
+
+
+@pytest.fixture(scope="module")
+def post(cloud: Cloud, record: Record) -> Iterator[Post]:
+    """Leaves no message in a dead-letter queue and no fault behind."""
+    yield Post(cloud)
+    record.add(Post(cloud))
+
+
+@pytest.fixture(autouse=True)
+def _tidy(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "post" in request.fixturenames:
+        post: Post = request.getfixturevalue("post")
+        post.cloud.google.faults.clear()
+        post.cloud.ses.faults.clear()
+        post.cloud.wait_idle()
+        post.take()
