@@ -28,11 +28,12 @@ from hypothesis import settings
 os.environ["POWERTOOLS_METRICS_NAMESPACE"] = "SESMail/test"
 os.environ["POWERTOOLS_SERVICE_NAME"] = "tests"
 
-from local.google import Google
 from ses_mail import clients, clock
 
+from local.google import Google
+
 # One example takes what it takes on a busy machine: time is nothing that a test asserts.
-settings.register_profile("ses-mail", deadline=None)
+settings.register_profile("ses-mail", deadline=None, max_examples=20000)
 settings.load_profile("ses-mail")
 
 ROOT = Path(__file__).parent.parent

@@ -106,7 +106,7 @@ def parse(body: object) -> Notification:
         raise InvalidNotificationError(f"redrive is no JSON for an execution: {error}") from None
     if length > _INPUT_LENGTH:
         raise InvalidNotificationError(
-            f"{len(receipt['recipients'])} recipients and the redrive are too much for one execution"
+            f"{len(receipt['recipients'])} recipients and redrive are too much for one execution"
         )
     return notification
 

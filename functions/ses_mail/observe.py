@@ -5,6 +5,7 @@
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,9 @@ from ses_mail import clock
 from ses_mail.routing import Decision
 
 Handler = Callable[[Any, Any], Any]
+
+# An invocation that fails early has nothing to count, which Powertools would tell in every log.
+warnings.filterwarnings("ignore", message="No application metrics to publish")
 
 logger = Logger(use_rfc3339=True, log_uncaught_exceptions=False)
 metrics = Metrics()

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from tests.template.test_documentation import commands
+
 ROOT = Path(__file__).parents[2]
 ENDPOINTS = ROOT / ".local" / "endpoints.json"
 pytestmark = pytest.mark.slow
@@ -111,16 +113,22 @@ def raw(cloud: dict[str, Any], mailbox: str, message: str) -> bytes:
     return base64.urlsafe_b64decode(get(url, cloud["google_token"])["raw"])
 
 
-def aws(cloud: dict[str, Any], *arguments: str) -> str:
-    environment = {
+def aws_environment(cloud: dict[str, Any]) -> dict[str, str]:
+    return {
         **os.environ,
         "AWS_ENDPOINT_URL": cloud["aws"],
         "AWS_DEFAULT_REGION": cloud["region"],
         "AWS_ACCESS_KEY_ID": "local",
         "AWS_SECRET_ACCESS_KEY": "local",
     }
+
+
+def aws(cloud: dict[str, Any], *arguments: str) -> str:
     done = subprocess.run(
-        [ROOT / ".venv/bin/aws", *arguments], env=environment, capture_output=True, text=True
+        [ROOT / ".venv/bin/aws", *arguments],
+        env=aws_environment(cloud),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -211,3 +219,20 @@ def test_a_taken_port_is_a_clear_error(cloud: dict[str, Any]) -> None:
     assert str(cloud["smtp"]["port"]) in output
     assert "LOCAL_SMTP_PORT" in output
     assert ENDPOINTS.exists(), "the running cloud's file is not touched"
+
+
+def test_the_setup_commands_work(cloud: dict[str, Any], tmp_path: Path) -> None:
+    """docs/setup.md's commands, as they stand there, against `make local`."""
+    (tmp_path / "token.json").write_text(json.dumps({"refresh_token": "a", "client_id": "b"}))
+    run = [c for c in commands("docs/setup.md") if c.startswith(("aws ssm put", "aws dynamodb"))]
+    assert len(run) == 3
+    binaries = ROOT / ".venv" / "bin"
+    for command in run:
+        environment = {**aws_environment(cloud), "PATH": f"{binaries}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    names = ("dynamodb", "get-item", "--table-name", "ses-email-routing-test")
+    key = json.dumps({"PK": {"S": "ROUTE#support@example.com"}, "SK": {"S": "RULE#v1"}})
+    assert "you@gmail.com" in aws(cloud, *names, "--key", key)

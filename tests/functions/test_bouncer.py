@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import bouncer
 import pytest
 from botocore.exceptions import ClientError, HTTPClientError
-
 from ses_mail.errors import (
     BounceRejectedError,
     BounceThrottledError,

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import fetcher
 import pytest
 from botocore.exceptions import ClientError, ConnectionClosedError
-
 from ses_mail.errors import EmailNotFoundError, InvalidNotificationError
 
 if TYPE_CHECKING:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import gmail_forwarder
 import pytest
-
-from local.google import Fault, Google
 from ses_mail.errors import (
     DeliveryInProgressError,
     GmailRejectedError,
     GmailTemporaryError,
     GmailTokenError,
 )
+
+from local.google import Fault, Google
 
 if TYPE_CHECKING:
     from tests.conftest import Aws, Clock, LambdaContext, Logs

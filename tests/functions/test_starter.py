@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import starter
-
 from ses_mail import clients
 from ses_mail.dead_letters import MESSAGE_LENGTH
 

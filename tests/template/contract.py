@@ -24,6 +24,7 @@ FUNCTIONS = {
     "RouterFunction": "router",
     "GmailForwarderFunction": "gmail_forwarder",
     "BouncerFunction": "bouncer",
+    "SweeperFunction": "sweeper",
 }
 ACCOUNT, REGION = "123456789012", "eu-west-1"
 PARAMETERS = {"Environment": "test", "Domains": ["example.com", "example.org"]}
@@ -591,12 +592,14 @@ def environment(project: Project) -> list[str]:
 
 
 def calls(project: Project, module: str) -> set[tuple[str, str]]:
-    """(IAM prefix, operation) of the AWS calls that the handler can make."""
-    return {
-        OPERATIONS[node.attr]
-        for node in project.code(module)
-        if isinstance(node, ast.Attribute) and node.attr in OPERATIONS
+    """(IAM prefix, operation) of the AWS calls that the handler can make, by a paginator too."""
+    nodes = list(project.code(module))
+    names = {node.attr for node in nodes if isinstance(node, ast.Attribute)} | {
+        node.args[0].value
+        for node in nodes
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".get_paginator")
     }
+    return {OPERATIONS[name] for name in names if name in OPERATIONS}
 
 
 def transacted(project: Project, module: str) -> set[str]:
@@ -655,7 +658,7 @@ def needed(project: Project, logical_id: str) -> set[Grant]:
             "sqs": queues,
             "ssm": parameters,
             "states": [machine]
-            if operation == "StartExecution"
+            if operation in ("StartExecution", "ListExecutions")
             else [machine.replace(":stateMachine:", ":execution:") + ":*"],
         }[prefix]
         grants |= {Grant(f"{prefix}:{operation}", resource) for resource in resources}

@@ -138,7 +138,7 @@ def test_code_imports_with_the_layers_alone(tmp_path: Path, path: str) -> None:
 import sys
 base, gmail, runtime, functions = sys.argv[1:]
 sys.path += [functions, base, runtime]
-import starter, fetcher, router, bouncer
+import starter, fetcher, router, bouncer, sweeper
 assert "googleapiclient" not in sys.modules
 sys.path.append(gmail)
 import gmail_forwarder

@@ -25,6 +25,8 @@ def test_history_of_the_worst_email_is_what_we_think(project: Project) -> None:
     assert 15_000 < worst_history(project) < 24_000
 
 
-@pytest.mark.parametrize("module", ["starter", "fetcher", "router", "gmail_forwarder", "bouncer"])
+@pytest.mark.parametrize(
+    "module", ["starter", "fetcher", "router", "gmail_forwarder", "bouncer", "sweeper"]
+)
 def test_every_function_has_its_test(module: str) -> None:
     assert (ROOT / f"tests/functions/test_{module}.py").is_file()

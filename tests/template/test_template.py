@@ -16,7 +16,8 @@ RETAINED = ["EmailBucket", "RoutingTable", "DeliveriesTable", "InboundRuleSet"]
 RULE_ARN = f"arn:aws:ses:{REGION}:{ACCOUNT}:receipt-rule-set/{{}}:receipt-rule/ses-mail-{{}}"
 # X-Ray and log deliveries are no resources: AWS wants the wildcard.
 WILDCARD_RESOURCES = {
-    f"{name}Role" for name in ("Starter", "Fetcher", "Router", "GmailForwarder", "Bouncer")
+    f"{name}Role"
+    for name in ("Starter", "Fetcher", "Router", "GmailForwarder", "Bouncer", "Sweeper")
 } | {"ProcessEmailRole"}
 
 NAMES = {
@@ -38,11 +39,13 @@ NAMES = {
     "RouterFunction": "ses-mail-router-{env}",
     "GmailForwarderFunction": "ses-mail-gmail-forwarder-{env}",
     "BouncerFunction": "ses-mail-bouncer-{env}",
+    "SweeperFunction": "ses-mail-sweeper-{env}",
     "StarterLogGroup": "/aws/lambda/ses-mail-starter-{env}",
     "FetcherLogGroup": "/aws/lambda/ses-mail-fetcher-{env}",
     "RouterLogGroup": "/aws/lambda/ses-mail-router-{env}",
     "GmailForwarderLogGroup": "/aws/lambda/ses-mail-gmail-forwarder-{env}",
     "BouncerLogGroup": "/aws/lambda/ses-mail-bouncer-{env}",
+    "SweeperLogGroup": "/aws/lambda/ses-mail-sweeper-{env}",
     "BaseLayer": "ses-mail-base-{env}",
     "GmailLayer": "ses-mail-gmail-{env}",
 }

@@ -5,7 +5,6 @@ import string
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from ses_mail import addresses
 
 # Whatever a notification may hold as a recipient: printable text.

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError, ConnectionClosedError, HTTPClientError
-
 from ses_mail import clients
 from ses_mail.bounce import Bouncer, Order, bounce_request
 from ses_mail.deliveries import Deliveries, Ended

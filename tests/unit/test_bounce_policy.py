@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
 from ses_mail import bounce_policy, headers
 from ses_mail.bounce_policy import Received, Verdict
 

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 import pytest
-
 from ses_mail import clock
 
 if TYPE_CHECKING:

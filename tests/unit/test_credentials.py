@@ -7,11 +7,11 @@ import pytest
 from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
-
-from local.google import Google
 from ses_mail import clients, credentials
 from ses_mail.credentials import CredentialStore
 from ses_mail.errors import GmailTokenError
+
+from local.google import Google
 
 if TYPE_CHECKING:
     from tests.conftest import Aws, Clock

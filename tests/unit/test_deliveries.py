@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError
-
 from ses_mail import clients
 from ses_mail.deliveries import BOUNCED, SUPPRESSED, Claim, Deliveries, Ended, Upload
 from ses_mail.errors import DeliveryInProgressError

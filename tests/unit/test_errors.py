@@ -3,7 +3,6 @@
 import inspect
 
 import pytest
-
 from ses_mail import errors
 
 CLASSES = [

@@ -3,20 +3,18 @@
 import json
 import ssl
 from collections.abc import Iterator
-from types import SimpleNamespace
-from typing import Any
 
 import certifi
 import httplib2
 import pytest
 from google.oauth2 import service_account
 from google.oauth2.credentials import Credentials
-
-from local.google import CHUNK_GRAIN, SCOPE_READONLY, Fault, Google
 from ses_mail import gmail
 from ses_mail.credentials import SCOPES, MailboxCredentials
 from ses_mail.errors import GmailRejectedError, GmailTemporaryError, GmailTokenError
 from ses_mail.gmail import GmailImport, SessionGoneError
+
+from local.google import CHUNK_GRAIN, SCOPE_READONLY, Fault, Google
 
 ANNA = "anna@example.com"
 PARAMETER, OWN = "/ses-mail/test/gmail-token", "/ses-mail/test/gmail-tokens/anna_40example.com"
@@ -172,7 +170,8 @@ def test_what_the_operator_reads(google: Google, anna: Import) -> None:
         anna.run()
     assert str(raised.value) == (
         f"Gmail answered 403 forbidden for {ANNA}: Delegation denied for {ANNA} "
-        f"(used parameter {PARAMETER}); put credentials that may act for {ANNA} into parameter {OWN}"
+        f"(used parameter {PARAMETER}); put credentials that may act for {ANNA} into parameter "
+        f"{OWN}"
     )
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from ses_mail import notification
 from ses_mail.errors import InvalidNotificationError
 
@@ -217,7 +216,7 @@ def test_what_an_odd_field_becomes(path: str, value: Any, reduced: Any) -> None:
         (with_("receipt.recipients", ["\ud800@b.c"]), "not printable text"),
         (
             with_("receipt.recipients", ["a@b.c" * 9000] * 5),
-            "5 recipients and the redrive are too much",
+            "5 recipients and redrive are too much",
         ),
         (with_("receipt.action", ABSENT), "receipt.action is not the S3 action"),
         (with_("receipt.action", None), "receipt.action is not the S3 action"),
@@ -384,8 +383,7 @@ PATHS = [
 def parsed_or_refused(body: object) -> None:
     try:
         email = notification.parse(body)
-    except InvalidNotificationError as error:
-        assert str(error).isprintable()
+    except InvalidNotificationError:
         return
     if not email.is_setup:
         for name in email.execution_names():

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError, ConnectionClosedError
-
 from ses_mail import clients, route_table
 from ses_mail.route_table import RoutingTableBusyError
 

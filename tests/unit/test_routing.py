@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from ses_mail import addresses, routing
 from ses_mail.errors import InvalidRoutingRuleError
 from ses_mail.routing import BOUNCE, DROP, FORWARD, PARK, STORE, Decision
@@ -264,7 +263,7 @@ def test_whatever_a_rule_says_every_recipient_is_decided(
     recipients: list[str], item: dict[str, Any]
 ) -> None:
     for recipient in recipients:
-        rules = {pattern: item for pattern in addresses.patterns(recipient)}
+        rules = dict.fromkeys(addresses.patterns(recipient), item)
         decision = routing.decide(recipient, rules)
         assert decision.recipient == recipient
         assert decision.action in (*routing.ACTIONS, PARK)

@@ -84,7 +84,8 @@ def read(execution: Mapping[str, Any], history: Iterable[Mapping[str, Any]]) -> 
     events = {event["id"]: event for event in history}
 
     def back(event: Mapping[str, Any], *kinds: str) -> Mapping[str, Any] | None:
-        while event["previousEventId"] in events:
+        """The nearest event before with such details; none beyond the start of an iteration."""
+        while event["previousEventId"] in events and event["type"] != "MapIterationStarted":
             event = events[event["previousEventId"]]
             if any(kind in event for kind in kinds):
                 return event
@@ -148,7 +149,8 @@ def email(received: int = 0, headers: str = "") -> bytes:
     """A small email with that many Received lines."""
     return (
         "Received: from a by b; Mon, 1 Jan 2024 00:00:00 +0000\r\n" * received
-        + f"From: Zoë <zoe@elsewhere.example>\r\nSubject: {next(_numbers)}\r\n{headers}\r\nHello\r\n"
+        + f"From: Zoë <zoe@elsewhere.example>\r\nSubject: {next(_numbers)}\r\n"
+        + f"{headers}\r\nHello\r\n"
     ).encode()
 
 
@@ -199,7 +201,7 @@ class Post:
         """Let SES take an email in but lose its notification, which is returned instead."""
         self.cloud.pipe.pause()
         message_id = self.send(*recipients, **options)
-        self.take("InputQueue")
+        (_notification,) = self.take("InputQueue")
         self.cloud.pipe.resume()
         return self.cloud.notification(message_id)
 

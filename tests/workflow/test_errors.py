@@ -75,31 +75,34 @@ def revoked(post: Post, mailbox: str) -> None:
     post.cloud.google.revoke(mailbox)
 
 
+TOKEN, REJECTED = "GmailTokenError", "GmailRejectedError"
+RATE = {"status": 403, "reason": "rateLimitExceeded"}
 GMAIL = [
     # The operator must act.
-    Gmail("revoked", revoked, "GmailTokenError", "invalid_grant"),
-    Gmail("no credentials", parameter(None), "GmailTokenError", "gmail-tokens/mailbox"),
-    Gmail("no JSON", parameter("secret"), "GmailTokenError", "is no JSON object"),
-    Gmail("half a token", parameter('{"client_id": "x"}'), "GmailTokenError", "refresh_token"),
-    Gmail("no service account", parameter('{"type": "service_account"}'), "GmailTokenError", "malformed service account"),
-    Gmail("missing scope", scope, "GmailTokenError", "403"),
-    Gmail("delegation denied", other_mailbox, "GmailTokenError", "gmail-tokens/mailbox"),
-    Gmail("401 for ever", fault("start", status=401, reason="authError", times=None), "GmailTokenError", "401"),
+    Gmail("revoked", revoked, TOKEN, "invalid_grant"),
+    Gmail("no credentials", parameter(None), TOKEN, "gmail-tokens/mailbox"),
+    Gmail("no JSON", parameter("secret"), TOKEN, "is no JSON object"),
+    Gmail("half a token", parameter('{"client_id": "x"}'), TOKEN, "refresh_token"),
+    Gmail("half an account", parameter('{"type": "service_account"}'), TOKEN, "malformed service"),
+    Gmail("missing scope", scope, TOKEN, "403"),
+    Gmail("delegation denied", other_mailbox, TOKEN, "gmail-tokens/mailbox"),
+    Gmail("401", fault("start", status=401, reason="authError", times=None), TOKEN, "401"),
     # This email will never do.
-    Gmail("400", fault("start", status=400, reason="invalidArgument"), "GmailRejectedError", "invalidArgument"),
-    Gmail("400 at the end", fault("last_chunk", status=400, reason="invalid"), "GmailRejectedError", "400"),
-    Gmail("413", fault("start", status=413, reason="uploadTooLarge"), "GmailRejectedError", "413"),
+    Gmail("400", fault("start", status=400, reason="invalid"), REJECTED, "400 invalid"),
+    Gmail("400 at the end", fault("last_chunk", status=400, reason="invalid"), REJECTED, "400"),
+    Gmail("413", fault("start", status=413, reason="uploadTooLarge"), REJECTED, "413"),
     # Waiting helps. (httplib2 asks twice by itself when a connection breaks.)
     Gmail("429", fault("start", status=429, reason="rateLimitExceeded", times=2), attempts=3),
-    Gmail("403 rate limit", fault("start", status=403, reason="userRateLimitExceeded"), attempts=2),
-    Gmail("403 rate limit at the end", fault("last_chunk", status=403, reason="rateLimitExceeded"), attempts=2),
+    Gmail("403 rate limit", fault("start", **RATE), attempts=2),
+    Gmail("403 rate limit at the end", fault("last_chunk", **RATE), attempts=2),
     Gmail("500", fault("start", status=500), attempts=2),
     Gmail("503 in HTML", fault("last_chunk", status=503, html=True), attempts=2),
     Gmail("reset", fault("last_chunk", kind="reset", times=2), attempts=2),
     Gmail("answer lost", fault("last_chunk", kind="reset", when="after", times=2), attempts=2),
     Gmail("session lost", fault("last_chunk", status=404), attempts=2),
-    Gmail("token endpoint out of order", fault("token", status=500, reason="internal_failure", times=3), attempts=2),
-]  # fmt: skip
+    # google-auth asks three times by itself.
+    Gmail("no tokens", fault("token", status=500, reason="internal_failure", times=3), attempts=2),
+]
 
 
 @dataclass(frozen=True)

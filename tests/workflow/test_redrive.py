@@ -43,8 +43,9 @@ def test_cause_that_is_not_mended(post: Post) -> None:
     post.cloud.google.revoke(mailbox)
     message_id = post.send(recipient)
     post.dead_lettered(message_id)
+    letters = post.take("GmailForwarderDlq")
     for attempt in (2, 3):
-        post.redrive(*post.take("GmailForwarderDlq"))
+        post.redrive(*letters)
         run = post.runs(message_id)[attempt - 1]
         assert (run.status, run.error) == ("FAILED", "DeadLettered")
         assert post.is_marked(run)
@@ -54,11 +55,7 @@ def test_cause_that_is_not_mended(post: Post) -> None:
             rule=recipient, recipients=[recipient],
         )  # fmt: skip
         assert letter.body["redrive"]["attempt"] == attempt
-        post.queue(letter.text)
-        post.cloud.wait_idle()
-        if attempt == 2:
-            assert len(post.runs(message_id)) == 3
-            break
+        letters = [letter]
 
 
 def test_bounce_that_ses_refused(post: Post) -> None:
@@ -183,8 +180,8 @@ def test_hundred_recipients(post: Post) -> None:
     mailbox = post.mailbox()
     post.cloud.google.revoke(mailbox)
     post.cloud.ses.faults.append(("MessageRejected", 1))
-    forwarded = [post.address("forward-to-gmail", mailbox) for _ in range(50)]
-    bounced = [post.address("bounce") for _ in range(50)]
+    forwarded = [post.address("forward-to-gmail", mailbox) for _ in range(80)]
+    bounced = [post.address("bounce") for _ in range(20)]
     before = len(post.cloud.bounces)
     message_id = post.send(*forwarded, *bounced)
     run = post.dead_lettered(message_id)
@@ -195,7 +192,7 @@ def test_hundred_recipients(post: Post) -> None:
     post.cloud.add_mailbox(mailbox)
     post.redrive(*letters)
     (copy,) = post.cloud.google.messages(mailbox)
-    assert copy.raw.count(b"Delivered-To: ") == 50
+    assert copy.raw.count(b"Delivered-To: ") == 80
     assert [bounce["recipients"] for bounce in post.cloud.bounces[before:]] == [bounced]
 
 

@@ -51,7 +51,7 @@ CASES = [
         )
     ),
     case("DMARC passes, policy reject", {"dmarcPolicy": "reject"}, INBOX),
-    case("DMARC is GRAY, policy reject", {**failed("dmarc", status="GRAY"), "dmarcPolicy": "reject"}, INBOX),
+    case("DMARC is GRAY", {**failed("dmarc", status="GRAY"), "dmarcPolicy": "reject"}, INBOX),
     *(
         case(f"all verdicts {status}", {n: {"status": status} for n in VERDICTS}, INBOX)
         for status in ("GRAY", "PROCESSING_FAILED", "DISABLED", "something new")
@@ -68,7 +68,7 @@ CASES = [
     case("DMARC released", {**failed("dmarc"), "dmarcPolicy": "reject"}, INBOX, ignore=True),
     Case("a loop cannot be released", received=26, ignore=True, outcome="stored"),
     Case("virus not released", failed("virus"), ignore=False, outcome="dropped"),
-]  # fmt: skip
+]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,215 @@
+"""What is parked of executions that died where no Catch reaches."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sweeper
+from ses_mail import clients, sweep
+from ses_mail.start import Starter
+
+if TYPE_CHECKING:
+    from tests.conftest import Aws, LambdaContext, Logs
+
+SCHEDULED = {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}}
+Sweep = Callable[..., list[str]]
+
+
+@pytest.fixture
+def run(
+    aws: "Aws", context: "LambdaContext", logs: "Logs", monkeypatch: pytest.MonkeyPatch
+) -> Sweep:
+    """`run()`: the hourly run; `run(arn)`: as the execution's status change calls it."""
+    monkeypatch.setenv("STATE_MACHINE_ARN", aws.state_machine_arn)
+    monkeypatch.setenv("DELIVERIES_TABLE", aws.deliveries_table)
+    monkeypatch.setenv("INPUT_DLQ_URL", aws.input_dlq_url)
+
+    def invoke(arn: str = "") -> list[str]:
+        event = {"detail": {"executionArn": arn}} if arn else SCHEDULED
+        return list(sweeper.handler(event, context)["swept"])
+
+    return invoke
+
+
+@pytest.fixture(autouse=True)
+def moto_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """moto stamps executions with the real time."""
+    monkeypatch.setattr("ses_mail.clock.now", lambda: datetime.now(UTC).timestamp())
+
+
+@pytest.fixture
+def notification(event: Callable[..., Any]) -> dict[str, Any]:
+    return event("ses-notification")
+
+
+def start(aws: "Aws", message: Any, stop: bool = True, name: str = "") -> str:
+    """Start an execution as the starter does (or under a name of one's own), and abort it."""
+    if name:
+        clients.stepfunctions().start_execution(
+            stateMachineArn=aws.state_machine_arn, name=name, input=json.dumps(message)
+        )
+    else:
+        starter = Starter(
+            clients.stepfunctions(), clients.sqs(), aws.state_machine_arn, aws.input_dlq_url
+        )
+        name = starter.start(json.dumps(message)).execution
+    arn = f"{aws.state_machine_arn.replace(':stateMachine:', ':execution:')}:{name}"
+    if stop:
+        clients.stepfunctions().stop_execution(executionArn=arn, error="Why", cause="Because")
+    return arn
+
+
+def test_an_aborted_execution_is_parked_once_and_can_be_sent_back(
+    run: Sweep, aws: "Aws", notification: dict[str, Any]
+) -> None:
+    arn = start(aws, notification)
+    assert run(arn) == [arn]
+    assert run(arn) == []
+    assert run() == []
+    (letter,) = aws.dead_letters()
+    body = letter["body"]
+    recipients = notification["receipt"]["recipients"]
+    assert body["redrive"] == {"attempt": 1, "recipients": recipients}
+    assert body["failure"] | {"at": ""} == {
+        "action": "execution",
+        "target": "",
+        "matchedRule": "",
+        "recipients": recipients,
+        "error": "ABORTED",
+        "cause": body["failure"]["cause"],
+        "executionArn": arn,
+        "at": "",
+    }
+    attributes = {n: v["StringValue"] for n, v in letter["MessageAttributes"].items()}
+    assert attributes == {
+        "MessageId": notification["mail"]["messageId"],
+        "Action": "execution",
+        "Error": "ABORTED",
+    }
+    redriven = start(aws, body)
+    assert redriven != arn, "under the old name it would be dropped as a duplicate"
+
+
+def test_the_hourly_run_finds_what_no_event_told(
+    run: Sweep, aws: "Aws", notification: dict[str, Any]
+) -> None:
+    notification["mail"]["messageId"] = "hourly0"
+    dead = start(aws, notification)
+    notification["mail"]["messageId"] = "hourly1"
+    start(aws, notification, stop=False)
+    assert run() == [dead]
+
+
+def test_a_redrive_keeps_its_fields_and_counts_on(
+    run: Sweep, aws: "Aws", notification: dict[str, Any]
+) -> None:
+    one = notification["receipt"]["recipients"][:1]
+    old = {"attempt": 3, "recipients": one, "force": "again", "ignoreVerdicts": True, "note": "x"}
+    arn = start(aws, {**notification, "redrive": old})
+    assert run(arn) == [arn]
+    assert aws.dead_letters()[0]["body"]["redrive"] == {**old, "attempt": 4}
+
+
+def test_a_mark_of_the_workflow_is_respected(
+    run: Sweep, aws: "Aws", notification: dict[str, Any]
+) -> None:
+    arn = start(aws, notification)
+    message_id = notification["mail"]["messageId"]
+    aws.put_delivery({"PK": f"EMAIL#{message_id}", "SK": f"PARKED#{arn.rpartition(':')[2]}"})
+    assert run(arn) == run() == []
+    assert aws.dead_letters() == []
+
+
+def test_an_execution_named_by_hand_is_found_by_its_input(
+    run: Sweep, aws: "Aws", notification: dict[str, Any]
+) -> None:
+    arn = start(aws, notification, name="from-the-console")
+    message_id = notification["mail"]["messageId"]
+    aws.put_delivery({"PK": f"EMAIL#{message_id}", "SK": "PARKED#from-the-console"})
+    assert run(arn) == []
+    other = start(aws, notification, name="from-the-console-again")
+    assert run(other) == [other]
+    assert set(aws.deliveries()) >= {"PARKED#from-the-console-again"}
+
+
+def test_input_that_is_no_email_is_parked_as_it_is(run: Sweep, aws: "Aws") -> None:
+    arn = start(aws, {"hello": "world"}, name="no-email")
+    assert run(arn) == [arn]
+    body = aws.dead_letters()[0]["body"]
+    assert json.loads(body["original"]) == {"hello": "world"}
+    assert body["failure"]["error"] == "ABORTED"
+
+
+def test_one_that_still_runs_is_an_error_and_the_others_are_swept(
+    run: Sweep, aws: "Aws", notification: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = start(aws, notification, stop=False)
+    with pytest.raises(sweeper.SweepFailedError, match="could not be swept"):
+        run(running)
+    notification["mail"]["messageId"] = "other"
+    dead = start(aws, notification)
+    monkeypatch.setattr(sweep.Sweeper, "recently_dead", lambda _: [running, dead])
+    with pytest.raises(sweeper.SweepFailedError):
+        run()
+    assert [letter["body"]["mail"]["messageId"] for letter in aws.dead_letters()] == ["other"]
+
+
+def test_one_that_succeeded_after_all_is_left_alone(
+    run: Sweep, aws: "Aws", notification: dict[str, Any]
+) -> None:
+    arn = start(aws, notification)
+    aws.wire.change("stepfunctions.DescribeExecution", lambda d: d.update(status="SUCCEEDED"))
+    assert run(arn) == []
+
+
+def test_parking_that_fails_leaves_no_mark(
+    run: Sweep, aws: "Aws", notification: dict[str, Any]
+) -> None:
+    arn = start(aws, notification)
+    aws.wire.answer("sqs.SendMessage", 400, "AccessDenied", times=1)
+    with pytest.raises(sweeper.SweepFailedError):
+        run(arn)
+    assert aws.deliveries() == {}
+    assert run() == [arn]
+
+
+def test_unread_marks_are_asked_again_and_never_taken_for_present(
+    run: Sweep, aws: "Aws", notification: dict[str, Any]
+) -> None:
+    arn = start(aws, notification)
+    table = aws.deliveries_table
+
+    def unread(answer: dict[str, Any]) -> None:
+        name = arn.rpartition(":")[2]
+        key = {"PK": {"S": f"EMAIL#{name}"}, "SK": {"S": f"PARKED#{name}"}}
+        answer.update(Responses={}, UnprocessedKeys={table: {"Keys": [key]}})
+
+    aws.wire.change("dynamodb.BatchGetItem", unread)
+    assert run(arn) == [arn]
+
+
+def test_out_of_time_it_stops_and_the_next_run_goes_on(
+    run: Sweep, aws: "Aws", notification: dict[str, Any], context: "LambdaContext"
+) -> None:
+    start(aws, notification)
+    context.milliseconds = 1_000
+    assert run() == []
+    context.milliseconds = 300_000
+    assert len(run()) == 1
+
+
+def test_old_executions_are_not_looked_at(
+    run: Sweep, aws: "Aws", notification: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(aws, notification)
+    for hours in (4, 100):
+        later = datetime.now(UTC).timestamp() + hours * 3600
+        monkeypatch.setattr("ses_mail.clock.now", lambda later=later: later)
+        assert run() == []
+
+
+def test_the_sample_event_names_an_execution(event: Callable[..., Any]) -> None:
+    sample = event("sweeper")
+    assert sample["detail"]["executionArn"] == sample["resources"][0]

@@ -1,0 +1,69 @@
+"""Every command that the documents show is run by a test, or it says here why it cannot be."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = ["README.md", "docs/setup.md", "docs/scaling.md", "docs/decisions.md"]
+
+# Start of a command → the test that runs it, or why none can.
+COMMANDS = {
+    "make demo": "tests/e2e/test_demo.py",
+    "make local": "tests/e2e/test_local.py",
+    "make test": "it is what runs this test",
+    "sam build": "tests/template/test_build.py",
+    "sam deploy": "needs an AWS account",
+    "sam local invoke": "needs Docker; tests/functions uses the same event",
+    "aws ses set-active-receipt-rule-set": "needs an AWS account, whose state it is",
+    "aws ssm put-parameter": "tests/e2e/test_local.py",
+    "aws dynamodb put-item": "tests/e2e/test_local.py",
+}
+
+
+def commands(document: str) -> list[str]:
+    """The commands of all ```bash blocks, continued lines joined."""
+    text = (ROOT / document).read_text()
+    found: list[str] = []
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+        command = ""
+        for line in block.replace("\\\n", " ").splitlines():
+            command += ("\n" if command else "") + line
+            # A quoted value may go over several lines.
+            if command.count("'") % 2 == 0 and command.count('"') % 2 == 0:
+                found += [command] if command.strip() else []
+                command = ""
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_command_is_accounted_for(document: str) -> None:
+    unknown = [c for c in commands(document) if not c.startswith(tuple(COMMANDS))]
+    assert unknown == []
+
+
+def test_no_account_is_of_a_command_that_is_gone() -> None:
+    shown = [command for document in DOCUMENTS for command in commands(document)]
+    assert [start for start in COMMANDS if not any(c.startswith(start) for c in shown)] == []
+
+
+def test_the_named_tests_exist() -> None:
+    for reason in COMMANDS.values():
+        if reason.startswith("tests/"):
+            assert (ROOT / reason).is_file()
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "local/README.md"])
+def test_links_lead_somewhere(document: str) -> None:
+    text = (ROOT / document).read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert ((ROOT / document).parent / target).exists(), target
+
+
+def test_sample_events_named_in_commands_exist() -> None:
+    for command in commands("README.md"):
+        words = shlex.split(command)
+        if "--event" in words:
+            assert (ROOT / words[words.index("--event") + 1]).is_file()
