@@ -37,11 +37,11 @@ def without_tag(address: str) -> str:
 
     A quoted local part has no tag, and one that begins with `+` would have nothing left.
     """
-    local, domain = split(address)
+    local, _ = split(address)
     base = local.partition("+")[0]
     if local.startswith('"') or not base:
         return address
-    return f"{base}@{domain}" if domain else base
+    return base + address[len(local) :]
 
 
 def mailbox(target: str) -> str:

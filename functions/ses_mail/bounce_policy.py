@@ -11,7 +11,10 @@ MAX_RECEIVED = 25
 # SES refuses SendBounce for older emails.
 _MAX_AGE = 24 * 3600
 _DAEMONS = ("mailer-daemon", "postmaster")
-_BULK = ("bulk", "list", "junk")
+_BULK = ("bulk", "list", "junk", "auto_reply")
+_REPORTS = ("multipart/report", "message/delivery-status", "message/disposition-notification")
+# What programs said of themselves before, and beside, RFC 3834.
+_AUTOMATIC = ("x-autoreply", "x-autorespond", "x-auto-response-suppress")
 
 
 class Verdict(NamedTuple):
@@ -65,11 +68,13 @@ def _daemon_sender(email: Received) -> bool:
 
 
 def _auto_submitted(email: Received) -> bool:
+    said = any(_keyword(v) != "no" for v in headers.values(email.fields, "auto-submitted"))
+    return said or any(name in _AUTOMATIC for name, _ in email.fields)
+
+
+def _keyword(value: str) -> str:
     # RFC 3834 §5: parameters follow a semicolon, comments stand in parentheses.
-    return any(
-        re.split(r"[;(\s]", value.strip().lower())[0] != "no"
-        for value in headers.values(email.fields, "auto-submitted")
-    )
+    return re.split(r"[;(\s]", value.strip().lower())[0]
 
 
 def _mailing_list(email: Received) -> bool:
@@ -77,16 +82,11 @@ def _mailing_list(email: Received) -> bool:
 
 
 def _bulk(email: Received) -> bool:
-    return any(
-        value.strip().lower() in _BULK for value in headers.values(email.fields, "precedence")
-    )
+    return any(_keyword(v) in _BULK for v in headers.values(email.fields, "precedence"))
 
 
 def _report(email: Received) -> bool:
-    return any(
-        value.strip().lower().startswith("multipart/report")
-        for value in headers.values(email.fields, "content-type")
-    )
+    return any(_keyword(v) in _REPORTS for v in headers.values(email.fields, "content-type"))
 
 
 def _loop(email: Received) -> bool:

@@ -104,7 +104,7 @@ class CredentialStore:
 def _google(parameter: str, value: str, mailbox: str) -> Any:
     try:
         fields = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
         raise GmailTokenError(f"parameter {parameter} is no JSON object", "malformed_credentials")

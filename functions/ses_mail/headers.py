@@ -6,9 +6,11 @@ The standard library's parser stops at the first line that is no header; a guard
 
 import re
 
-_LINE_END = re.compile(rb"\r\n|\n|\r")
+_LINE_END = re.compile(rb"\r{0,2}\n|\r")
 _FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:(.*)", re.DOTALL)
-BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n")
+# Not two bare CR: emails whose every line ends in CR CR LF would end at their first line, and what a
+# guard looks for would stand behind it.
+BLANK_LINE = re.compile(rb"\n\r{0,2}\n")
 
 Headers = list[tuple[str, str]]
 
@@ -33,7 +35,7 @@ def block_of(start: bytes) -> bytes:
     if start[:2] == b"\r\n" or start[:1] in (b"\n", b"\r"):
         return b""
     match = BLANK_LINE.search(start)
-    return start[: match.start()] if match else start
+    return start[: match.start()].rstrip(b"\r") if match else start
 
 
 def values(headers: Headers, name: str) -> list[str]:

@@ -45,7 +45,9 @@ LONG = b"".join(b"X-%d: %s\r\n" % (n, b"x" * 900) for n in range(700))  # 600 KB
         (hops(2) + b"Subject: x\r\n\r\nReceived: in the body\r\n", 2),
         (hops(26) + b"\r\n", 26),
         (hops(3).replace(b"\r\n", b"\n") + b"\nReceived: body", 3),
-        (hops(3).replace(b"\r\n", b"\r") + b"\rReceived: body", 3),
+        (hops(3).replace(b"\r\n", b"\r\r\n") + b"\r\r\nReceived: body", 3),
+        # Bare CR end lines but no headers: rather a line of the body too many than a header missed.
+        (hops(3).replace(b"\r\n", b"\r") + b"\rReceived: body", 4),
         (b"Subject: x\r\n\r\n", 0),
         (b"", 0),
         (b"\r\nReceived: body", 0),
@@ -60,6 +62,7 @@ LONG = b"".join(b"X-%d: %s\r\n" % (n, b"x" * 900) for n in range(700))  # 600 KB
         "two hops",
         "a loop",
         "LF",
+        "CR CR LF",
         "CR",
         "none",
         "empty",

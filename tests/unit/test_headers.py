@@ -54,7 +54,8 @@ def test_parse(block: bytes, fields: list[tuple[str, str]]) -> None:
     [
         (b"A: 1\r\n\r\nB: 2", b"A: 1"),
         (b"A: 1\n\nB: 2", b"A: 1"),
-        (b"A: 1\r\rB: 2", b"A: 1"),
+        (b"A: 1\r\rB: 2", b"A: 1\r\rB: 2"),
+        (b"A: 1\r\r\nB: 2\r\r\n\r\r\nC: 3", b"A: 1\r\r\nB: 2"),
         (b"A: 1\n\r\nB: 2", b"A: 1"),
         (b"A: 1\r\nB: 2", b"A: 1\r\nB: 2"),
         (b"\r\nbody: 1", b""),
