@@ -1,4 +1,4 @@
-"""The header block of a stored email, read without the tolerance's end that a parser knows.
+"""The header block of a stored email, read to its end whatever stands in it.
 
 The standard library's parser stops at the first line that is no header; a guard that must see
 `Auto-Submitted` behind such a line cannot use it.
@@ -8,8 +8,8 @@ import re
 
 _LINE_END = re.compile(rb"\r{0,2}\n|\r")
 _FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:(.*)", re.DOTALL)
-# Not two bare CR: emails whose every line ends in CR CR LF would end at their first line, and what a
-# guard looks for would stand behind it.
+# Not two bare CR: the headers of an email whose every line ends in CR CR LF would be over at once, and
+# a guard would not see them.
 BLANK_LINE = re.compile(rb"\n\r{0,2}\n")
 
 Headers = list[tuple[str, str]]
