@@ -7,6 +7,7 @@ lease's token for all that follows.
 
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -281,13 +282,16 @@ class Deliveries:
         return True
 
     def uncount_bounce(self, sender: str) -> None:
-        """Take back a count whose bounce was refused."""
-        self.dynamodb.update_item(
-            TableName=self.table,
-            Key=_item({"PK": f"SENDER#{sender}", "SK": f"HOUR#{clock.iso()[:13]}"}),
-            UpdateExpression="ADD bounces :less",
-            ExpressionAttributeValues=_item({":less": -1}),
-        )
+        """Take back a count of this hour whose bounce was refused."""
+        # In the next hour there is nothing to take it from.
+        with suppress(self.dynamodb.exceptions.ConditionalCheckFailedException):
+            self.dynamodb.update_item(
+                TableName=self.table,
+                Key=_item({"PK": f"SENDER#{sender}", "SK": f"HOUR#{clock.iso()[:13]}"}),
+                UpdateExpression="ADD bounces :less",
+                ConditionExpression="attribute_exists(PK)",
+                ExpressionAttributeValues=_item({":less": -1}),
+            )
 
     def _transact(
         self,

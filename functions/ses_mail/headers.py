@@ -8,8 +8,8 @@ import re
 
 _LINE_END = re.compile(rb"\r{0,2}\n|\r")
 _FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:(.*)", re.DOTALL)
-# Not two bare CR: the headers of an email whose every line ends in CR CR LF would be over at once, and
-# a guard would not see them.
+# Not two bare CR: where every line ends in CR CR LF, the headers would be over at the first line,
+# and a guard would not see the others.
 BLANK_LINE = re.compile(rb"\n\r{0,2}\n")
 
 Headers = list[tuple[str, str]]

@@ -19,6 +19,9 @@ from local.google import SCOPE_READONLY, Fault
 
 from .kit import Letter, Post, Run, check_letter, refuse
 
+# moto warns of errors that are in no service's model; AWS has such ones too.
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not match an error shape")
+
 LAMBDA_ERRORS = (
     "ClientExecutionTimeoutException",
     "ServiceException",
