@@ -11,9 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
-
-from ses_mail import clock
+from ses_mail import clock, tables
 from ses_mail.errors import DeliveryInProgressError
 
 if TYPE_CHECKING:
@@ -86,7 +84,7 @@ class Deliveries:
         try:
             answer = self.dynamodb.update_item(
                 TableName=self.table,
-                Key=_item(key),
+                Key=tables.serialize(key),
                 UpdateExpression="SET entity_type = :type, lease_token = :token, "
                 "lease_until = :until, "
                 f"delivery_state = if_not_exists(delivery_state, :claimed), {self._touch()}",
@@ -94,7 +92,7 @@ class Deliveries:
                 # lost.
                 ConditionExpression="attribute_not_exists(PK) OR lease_token = :token OR "
                 "(delivery_state IN (:claimed, :uploading) AND lease_until < :now)",
-                ExpressionAttributeValues=_item(
+                ExpressionAttributeValues=tables.serialize(
                     {
                         ":type": "DELIVERY",
                         ":token": token,
@@ -114,7 +112,7 @@ class Deliveries:
             raise DeliveryInProgressError(
                 f"another attempt delivers {message_id} to {mailbox} right now"
             ) from None
-        return Claim(key, token, _upload(_plain(answer["Attributes"])))
+        return Claim(key, token, _upload(tables.deserialize(answer["Attributes"])))
 
     def record_upload(self, claim: Claim, upload: Upload) -> None:
         """Store the session before its first byte goes out."""
@@ -166,10 +164,10 @@ class Deliveries:
         try:
             self.dynamodb.update_item(
                 TableName=self.table,
-                Key=_item(claim.key),
+                Key=tables.serialize(claim.key),
                 UpdateExpression=f"{expression}, {self._touch()}{remove}{removed}",
                 ConditionExpression="lease_token = :token",
-                ExpressionAttributeValues=_item(
+                ExpressionAttributeValues=tables.serialize(
                     {**values, ":token": claim.token, **self._touched()}
                 ),
             )
@@ -191,8 +189,10 @@ class Deliveries:
         ended: dict[str, Ended] = {}
         free: dict[str, Mapping[str, str]] = {}
         now = int(clock.now())
+        records = tables.read_all(self.dynamodb, self.table, list(keys.values()))
+        by_key = {record["SK"]: record for record in records}
         for recipient, key in keys.items():
-            held = self._get(key)
+            held = by_key.get(key["SK"], {})
             if held.get("delivery_state") in _ENDED:
                 ended[recipient] = _ended(held)
             elif held and held["lease_until"] >= now:
@@ -265,10 +265,10 @@ class Deliveries:
         try:
             self.dynamodb.update_item(
                 TableName=self.table,
-                Key=_item({"PK": f"SENDER#{sender}", "SK": f"HOUR#{hour}"}),
+                Key=tables.serialize({"PK": f"SENDER#{sender}", "SK": f"HOUR#{hour}"}),
                 UpdateExpression="ADD bounces :one SET expires_at = :expires, entity_type = :type",
                 ConditionExpression="attribute_not_exists(bounces) OR bounces < :limit",
-                ExpressionAttributeValues=_item(
+                ExpressionAttributeValues=tables.serialize(
                     {
                         ":one": 1,
                         ":limit": limit,
@@ -287,10 +287,10 @@ class Deliveries:
         with suppress(self.dynamodb.exceptions.ConditionalCheckFailedException):
             self.dynamodb.update_item(
                 TableName=self.table,
-                Key=_item({"PK": f"SENDER#{sender}", "SK": f"HOUR#{clock.iso()[:13]}"}),
+                Key=tables.serialize({"PK": f"SENDER#{sender}", "SK": f"HOUR#{clock.iso()[:13]}"}),
                 UpdateExpression="ADD bounces :less",
                 ConditionExpression="attribute_exists(PK)",
-                ExpressionAttributeValues=_item({":less": -1}),
+                ExpressionAttributeValues=tables.serialize({":less": -1}),
             )
 
     def _transact(
@@ -314,10 +314,10 @@ class Deliveries:
             {
                 "Update": {
                     "TableName": self.table,
-                    "Key": _item(key),
+                    "Key": tables.serialize(key),
                     "UpdateExpression": update,
                     "ConditionExpression": condition,
-                    "ExpressionAttributeValues": _item({**values, **self._touched()}),
+                    "ExpressionAttributeValues": tables.serialize({**values, **self._touched()}),
                 }
             }
             for key in keys
@@ -333,8 +333,10 @@ class Deliveries:
             raise
 
     def _get(self, key: Mapping[str, str]) -> dict[str, Any]:
-        answer = self.dynamodb.get_item(TableName=self.table, Key=_item(key), ConsistentRead=True)
-        return _plain(answer.get("Item", {}))
+        answer = self.dynamodb.get_item(
+            TableName=self.table, Key=tables.serialize(key), ConsistentRead=True
+        )
+        return tables.deserialize(answer.get("Item", {}))
 
     def _touch(self) -> str:
         expires = ", expires_at = :expires" if self.retention_days else ""
@@ -379,11 +381,3 @@ def _upload(item: Mapping[str, Any]) -> Upload | None:
         int(stored["size"]),
         stored["etag"],
     )
-
-
-def _item(plain: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: TypeSerializer().serialize(value) for name, value in plain.items()}
-
-
-def _plain(item: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: TypeDeserializer().deserialize(value) for name, value in item.items()}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ses_mail import clock, dead_letters, notification
+from ses_mail import clock, dead_letters, notification, tables
 from ses_mail.errors import InvalidNotificationError, printable
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ DEAD: tuple["ExecutionStatusType", ...] = ("FAILED", "TIMED_OUT", "ABORTED")
 _WINDOW = 3 * 3600
 # An execution lives at most about two days: retries of 44.8 h, and waits for leases.
 _LONGEST_RUN = 3 * 24 * 3600
-_BATCH = 100
 _DAY = 24 * 3600
 # After 90 days Step Functions forgets an execution, and nobody asks for its mark any more.
 _MARK_DAYS = 91
@@ -118,42 +117,29 @@ class Sweeper:
 
     def _unmarked(self, arns: list[str]) -> list[str]:
         keys = {arn: (_message_id(_name(arn)), _name(arn)) for arn in arns}
-        marked: set[tuple[str, str]] = set()
-        for start in range(0, len(arns), _BATCH):
-            marked |= self._marked({keys[arn] for arn in arns[start : start + _BATCH]})
-        return [arn for arn in dict.fromkeys(arns) if keys[arn] not in marked]
+        marked = self._marked(set(keys.values()))
+        return [arn for arn in keys if keys[arn] not in marked]
 
     def _marked(self, keys: set[tuple[str, str]]) -> set[tuple[str, str]]:
-        """Those of (message id, execution name) that have a mark, read consistently."""
-        by_item = {f"EMAIL#{m}\0PARKED#{n}": (m, n) for m, n in keys}
-        marked: set[tuple[str, str]] = set()
-        wanted: list[Any] = [
-            {"PK": {"S": pk}, "SK": {"S": sk}} for pk, sk in (k.split("\0") for k in by_item)
-        ]
-        while wanted:
-            answer = self.dynamodb.batch_get_item(
-                RequestItems={self.table: {"Keys": wanted, "ConsistentRead": True}}
-            )
-            for item in answer["Responses"].get(self.table, []):
-                marked.add(by_item[f"{item['PK']['S']}\0{item['SK']['S']}"])
-            unprocessed = answer.get("UnprocessedKeys") or {}
-            unread = list(unprocessed[self.table]["Keys"]) if self.table in unprocessed else []
-            if len(unread) >= len(wanted):
-                # Unknown is as good as unmarked: parked once more, nothing is delivered twice.
-                break
-            wanted = unread
-        return marked
+        """Those of (message id, execution name) that have a mark."""
+        wanted = {(f"EMAIL#{m}", f"PARKED#{n}"): (m, n) for m, n in keys}
+        items = tables.read_all(
+            self.dynamodb, self.table, [{"PK": pk, "SK": sk} for pk, sk in wanted]
+        )
+        return {wanted[item["PK"], item["SK"]] for item in items}
 
     def _mark(self, message_id: str, name: str) -> None:
         self.dynamodb.put_item(
             TableName=self.table,
-            Item={
-                "PK": {"S": f"EMAIL#{message_id}"},
-                "SK": {"S": f"PARKED#{name}"},
-                "entity_type": {"S": "PARKED"},
-                "updated_at": {"S": clock.iso()},
-                "expires_at": {"N": str(int(clock.now()) + _MARK_DAYS * _DAY)},
-            },
+            Item=tables.serialize(
+                {
+                    "PK": f"EMAIL#{message_id}",
+                    "SK": f"PARKED#{name}",
+                    "entity_type": "PARKED",
+                    "updated_at": clock.iso(),
+                    "expires_at": int(clock.now()) + _MARK_DAYS * _DAY,
+                }
+            ),
         )
 
 

@@ -9,6 +9,7 @@ import pytest
 import sweeper
 from ses_mail import clients, sweep
 from ses_mail.start import Starter
+from ses_mail.tables import TableBusyError
 
 if TYPE_CHECKING:
     from tests.conftest import Aws, LambdaContext, Logs
@@ -175,7 +176,7 @@ def test_parking_that_fails_leaves_no_mark(
     assert run() == [arn]
 
 
-def test_unread_marks_are_asked_again_and_never_taken_for_present(
+def test_marks_that_stay_unread_are_an_error(
     run: Sweep, aws: "Aws", notification: dict[str, Any]
 ) -> None:
     arn = start(aws, notification)
@@ -187,7 +188,8 @@ def test_unread_marks_are_asked_again_and_never_taken_for_present(
         answer.update(Responses={}, UnprocessedKeys={table: {"Keys": [key]}})
 
     aws.wire.change("dynamodb.BatchGetItem", unread)
-    assert run(arn) == [arn]
+    with pytest.raises(TableBusyError):
+        run(arn)
 
 
 def test_out_of_time_it_stops_and_the_next_run_goes_on(

@@ -167,7 +167,7 @@ MUTANTS = [
     ),
     Mutant(
         "new call in the code",
-        "functions/ses_mail/route_table.py",
+        "functions/ses_mail/tables.py",
         "dynamodb.batch_get_item(",
         "dynamodb.scan(",
         "permissions",

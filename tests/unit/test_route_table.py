@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from botocore.exceptions import ClientError, ConnectionClosedError
 from ses_mail import clients, route_table
-from ses_mail.route_table import RoutingTableBusyError
+from ses_mail.tables import TableBusyError
 
 if TYPE_CHECKING:
     from tests.conftest import Aws
@@ -109,7 +109,7 @@ def test_keys_that_stay_unread_are_an_error(aws: "Aws") -> None:
         return 200, json.dumps({"Responses": {}, "UnprocessedKeys": asked}).encode()
 
     aws.wire.reply("dynamodb.BatchGetItem", nothing)
-    with pytest.raises(RoutingTableBusyError, match=r"3 keys of ses-email-routing-.* stay unread"):
+    with pytest.raises(TableBusyError, match=r"3 keys of ses-email-routing-.* stay unread"):
         rules_for(aws, "anna@example.com")
 
 
