@@ -111,6 +111,22 @@ def parse(body: object) -> Notification:
     return notification
 
 
+def innermost(body: str) -> str:
+    """What was parked first, of a body that may be a parked `{original, failure}` itself.
+
+    Parked again as it is, each round would double the backslashes.
+    """
+    for _ in range(_LAYERS):
+        try:
+            parked = json.loads(body)
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(parked, dict) or not isinstance(parked.get("original"), str):
+            break
+        body = parked["original"]
+    return body
+
+
 def _unwrap(body: object) -> dict[str, Any]:
     for _ in range(_LAYERS):
         if isinstance(body, str):

@@ -69,7 +69,8 @@ class Starter:
 
     def _park(self, body: str, error: InvalidNotificationError) -> None:
         failure = {"action": "start", "error": error.code, "cause": str(error), "at": clock.iso()}
+        original = notification.innermost(body)
         # The original fits, since it came out of a queue; escaped in JSON it may not any more.
         dead_letters.park(
-            self.sqs, self.input_dlq_url, {"original": body, "failure": failure}, instead=body
+            self.sqs, self.input_dlq_url, {"original": original, "failure": failure}, instead=body
         )

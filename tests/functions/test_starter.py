@@ -231,3 +231,16 @@ def test_nothing_private_is_logged(run: Run, notification: Any, logs: "Logs") ->
 
 def test_an_empty_batch(run: Run) -> None:
     assert run() == []
+
+
+def test_sent_back_unmended_it_is_parked_as_it_was(run: Run, aws: "Aws") -> None:
+    """Not wrapped once more: each round would double the backslashes of the last."""
+    body = 'not "JSON" \\ at all'
+    for _ in range(3):
+        assert run(body) == []
+        (letter,) = aws.dead_letters()
+        clients.sqs().delete_message(
+            QueueUrl=aws.input_dlq_url, ReceiptHandle=letter["ReceiptHandle"]
+        )
+        assert letter["body"]["original"] == 'not "JSON" \\ at all'
+        body = json.dumps(letter["body"])
