@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo picture local test quick lint lock build clean
+.PHONY: help demo picture local soak soak-mutants test quick lint lock build clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,8 @@ help:
 	@echo "             (make demo EMAIL=path.eml FROM=a@x RCPT=b@y,c@z sends your own)"
 	@echo "make local   the same cloud, kept running until Ctrl-C, SMTP on 127.0.0.1:2525"
 	@echo "make picture draw docs/email-path.svg anew from a demo run"
+	@echo "make soak    1,000 emails through random faults, and an account of each (EMAILS=1000 SEED=1)"
+	@echo "make soak-mutants  take out one safeguard after the other: the soak must notice each"
 	@echo "make test    lint, types, templates and all tests"
 	@echo "make quick   lint, types and the tests that take seconds"
 	@echo "make build   sam build"
@@ -38,6 +40,12 @@ picture: $(READY)
 
 local: $(READY)
 	@exec $(BIN)/python -m local.serve
+
+soak: $(READY)
+	@$(BIN)/python -m local.soak --emails $(or $(EMAILS),1000) --seed $(or $(SEED),1)
+
+soak-mutants: $(READY)
+	@$(BIN)/python -m tests.e2e.soak_mutants
 
 lint: $(READY)
 	$(BIN)/ruff check .

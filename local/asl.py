@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timezone
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ import boto3
 from botocore.config import Config
 from jsonata.jsonata import Jsonata
 from jsonata.utils import Utils
+from moto.stepfunctions.parser import models as parser_models
 from moto.stepfunctions.parser.api import EvaluationFailedEventDetails, HistoryEventType
 from moto.stepfunctions.parser.asl.component.common.assign import assign_decl
 from moto.stepfunctions.parser.asl.component.common.error_name import error_equals_decl
@@ -52,6 +53,7 @@ from moto.stepfunctions.parser.asl.eval.event.event_detail import EventDetails
 from moto.stepfunctions.parser.asl.parse import preprocessor
 from moto.stepfunctions.parser.asl.parse.asl_parser import AmazonStateLanguageParser
 from moto.stepfunctions.parser.asl.utils.encoding import to_json_str
+from moto.stepfunctions.parser.backend import execution as execution_module
 from moto.stepfunctions.parser.backend import execution_worker
 
 from local.patches import Patches
@@ -156,7 +158,8 @@ class Interpreter:
 
     `factor` is real seconds per second of the cloud; `now` its clock; `endpoint` the moto server
     that tasks call; `guard(service, operation, parameters)` raises if the state machine's role
-    does not allow the call.
+    does not allow the call. `on_end` is called with each execution (moto's) that ended, `on_client`
+    with each client that tasks call through.
     """
 
     def __init__(
@@ -166,7 +169,11 @@ class Interpreter:
         endpoint: str,
         region: str,
         guard: Callable[[str, str, Mapping[str, Any]], None],
+        on_end: Callable[[Any], None] = lambda execution: None,
+        on_client: Callable[[Any], None] = lambda client: None,
     ) -> None:
+        self._on_end = on_end
+        self._on_client = on_client
         self._factor = factor
         self._now = now
         self._endpoint = endpoint
@@ -190,6 +197,12 @@ class Interpreter:
         replace(retrier_decl, "time", SimpleNamespace(sleep=self._sleep))
         replace(wait_function.WaitFunction, "_eval_body", self._wait())
         replace(execute_state, "threading", SimpleNamespace(Event=self._timeout_event()))
+        # Dates of executions: whoever asks what ended in the last hours goes by the cloud's clock.
+        for dated in (execution_module, parser_models):
+            replace(dated, "datetime", _clocked(self._now))
+        communication = execution_module.BaseExecutionWorkerCommunication
+        replace(communication, "_reflect_execution_status", self._ended(communication))
+        replace(execution_module.Execution, "stop", _stop(execution_module.Execution.stop))
         for module in (
             lambda_eval_utils,
             state_task_service_aws_sdk,
@@ -223,6 +236,20 @@ class Interpreter:
 
         return TimeoutEvent
 
+    def _ended(self, communication: Any) -> Callable[[Any], None]:
+        original = communication._reflect_execution_status
+
+        def reflect(self_: Any) -> None:
+            original(self_)
+            execution = self_.execution
+            # moto lets an iteration that is stopped fail, and the execution with it.
+            if getattr(execution, "was_stopped", False) and execution.status == "FAILED":
+                execution.exec_status = execution_module.ExecutionStatus.ABORTED
+                execution.error = execution.cause = None
+            self._on_end(execution)
+
+        return reflect
+
     def _client(self, region: str, service: str, state_credentials: Any = None) -> Any:
         # moto makes a client per task: 10 ms each, and boto3's default session is not thread-safe.
         with self._clients_lock:
@@ -242,6 +269,7 @@ class Interpreter:
                     ),
                 )
                 client.meta.events.register("provide-client-params", self._check)
+                self._on_client(client)
             return self._clients[service]
 
     def _check(self, params: Mapping[str, Any], model: Any, **_: Any) -> None:
@@ -265,6 +293,25 @@ class Interpreter:
                 raise _query_evaluation_error(env, string.expression, error) from error
 
         return eval_body
+
+
+def _stop(original: Any) -> Callable[..., None]:
+    def stop(self: Any, *args: Any, **kwargs: Any) -> None:
+        self.was_stopped = True
+        original(self, *args, **kwargs)
+
+    return stop
+
+
+def _clocked(now: Callable[[], float]) -> SimpleNamespace:
+    """The module datetime, for those who ask it what time it is."""
+
+    class Clocked(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Clocked:
+            return cls.fromtimestamp(now(), tz)
+
+    return SimpleNamespace(datetime=Clocked, timezone=timezone)
 
 
 def _string_of(parser_rule_context: Any) -> str | None:

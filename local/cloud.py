@@ -29,10 +29,12 @@ from samtranslator.yaml_helper import yaml_parse
 
 from local import iam, strict
 from local.asl import Interpreter
+from local.events import EventBus, install_redrive_policy
+from local.faults import ABORT, Faults
 from local.google import Google
 from local.patches import Patches
 from local.pipe import Pipe
-from local.runtime import Function, Runtime, build_layer, build_runtime
+from local.runtime import TIMEOUT_FLOOR, Function, Runtime, build_layer, build_runtime
 from local.ses import ReceiptRule, Ses, SmtpServer
 from local.stack import Stack
 
@@ -57,6 +59,7 @@ class Cloud:
     google: Google
     ses: Ses
     pipe: Pipe
+    events: EventBus
     runtime: Runtime
     smtp: tuple[str, int]  # host and port
 
@@ -72,6 +75,8 @@ class Cloud:
         smtp_port: int = 0,
         google_port: int = 0,
         directory: Path | None = None,  # logs/ and spool/; a temporary folder by default
+        timeout_floor: float = TIMEOUT_FLOOR,  # real seconds that an invocation may take at least
+        faults: Faults | None = None,
     ) -> None:
         self.root = root or Path(__file__).parent.parent
         self.environment = environment
@@ -83,6 +88,9 @@ class Cloud:
         }
         self._ports = {"AWS": aws_port, "SMTP": smtp_port, "Google": google_port}
         self._directory = directory
+        self._timeout_floor = timeout_floor
+        self._injected = faults
+        self.faults = faults or Faults()
         self._cleanup = contextlib.ExitStack()
         self._clients: dict[str, Any] = {}
         self._clients_lock = threading.Lock()
@@ -138,7 +146,10 @@ class Cloud:
         self._cleanup.callback(self.google.stop)
         self._start_aws()
         self.stack = Stack(self.root, self._parameters, self.client)
+        self.faults.log = self._directory / "faults.jsonl"
+        self.faults.log.unlink(missing_ok=True)
         self._start_functions()
+        self._start_events()
         self._start_state_machine()
         self._start_ses()
         self._start_pipe()
@@ -153,6 +164,7 @@ class Cloud:
         self._cleanup.callback(self._moto_api, "reset", {})
         patches = Patches()
         strict.install(patches)
+        install_redrive_policy(patches, self.faults)
         self._cleanup.callback(patches.undo)
 
     def _start_functions(self) -> None:
@@ -178,6 +190,8 @@ class Cloud:
             epoch=self._epoch,
             factor=self.factor,
             directory=self._directory / "logs",
+            timeout_floor=self._timeout_floor,
+            faults=self._injected,
         )
         self._cleanup.callback(self.runtime.stop)
         runtime = self.runtime
@@ -234,10 +248,42 @@ class Cloud:
             logical_id,
             self.stack.statements(self.stack.resources[logical_id]["Properties"]["RoleArn"]),
         )
-        interpreter = Interpreter(self.factor, self.now, self.aws_url, iam.REGION, role.check)
+        interpreter = Interpreter(
+            self.factor,
+            self.now,
+            self.aws_url,
+            iam.REGION,
+            role.check,
+            self.events.execution_ended,
+            self._on_client,
+        )
         interpreter.install()
         self._cleanup.callback(interpreter.uninstall)
         self._cleanup.callback(self._abort_executions)
+
+    def _start_events(self) -> None:
+        self.events = EventBus(
+            {key: self.stack.properties(key) for key in self.stack.of_type("AWS::Events::Rule")},
+            self.runtime.invoke,
+            self.now,
+            self.factor,
+            self.faults,
+        )
+        self._cleanup.callback(self.events.stop)
+
+    def _on_client(self, client: Any) -> None:
+        if self._injected:
+            client.meta.events.register("before-send.lambda.Invoke", self._abort)
+            self._injected.suffer_state_machine(client)
+
+    def _abort(self, request: Any, **_: Any) -> None:
+        """Stop the execution that is about to invoke a function, if it is struck."""
+        payload = json.loads(request.body)
+        if self.faults.strike("states:Execution", "operator", payload["messageId"]) == ABORT:
+            name = payload["executionArn"].rsplit(":", 1)[-1]
+            for execution in self._executions():
+                if execution.name == name:
+                    execution.stop(stop_date=datetime.now(UTC), error="Aborted", cause="injected")
 
     def _start_ses(self) -> None:
         (logical_id,) = self.stack.of_type("AWS::SES::ReceiptRule")
@@ -280,6 +326,7 @@ class Cloud:
             visibility=int(attributes["VisibilityTimeout"]) * self.factor,
             invoke=lambda event: self.runtime.invoke(target, event),
             client=self.client,
+            faults=self.faults,
         )
         self._cleanup.callback(self.pipe.stop)
         self.pipe.start()
@@ -416,8 +463,12 @@ class Cloud:
         waiting = int(counts["ApproximateNumberOfMessages"])
         in_flight = int(counts["ApproximateNumberOfMessagesNotVisible"])
         running = [e.name for e in self._executions() if e.status == "RUNNING"]
-        if waiting or in_flight or running:
-            return f"{waiting} waiting, {in_flight} in flight, running: {', '.join(running[:5])}"
+        events = self.events.under_way
+        if waiting or in_flight or running or events:
+            return (
+                f"{waiting} waiting, {in_flight} in flight, {events} events, "
+                f"running: {', '.join(running[:5])}"
+            )
         return ""
 
     def _executions(self) -> list[Any]:

@@ -8,11 +8,16 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from local.faults import DUPLICATE, ERROR, REORDER, RESET_AFTER, Faults, message_id_in
 
 # Real seconds; long enough for any invocation. A failed message is made visible again in its own
 # time, see _poll.
 VISIBILITY = 120
+# Batches in flight at once, at most.
+BATCHES = 4
 
 
 class Pipe:
@@ -31,7 +36,9 @@ class Pipe:
         visibility: float,  # real seconds until a failed message comes back
         invoke: Callable[[list[dict[str, Any]]], tuple[str, bool]],
         client: Callable[[str], Any],
+        faults: Faults,
     ) -> None:
+        self._faults = faults
         self.name = name
         self._queue_url = queue_url
         self._queue_arn = queue_arn
@@ -41,7 +48,8 @@ class Pipe:
         self._sqs = client("sqs")
         self._pipes = client("pipes")
         self._stop = threading.Event()
-        self.busy = threading.Lock()  # held while a batch is being received or in flight
+        self._slots = threading.Semaphore(BATCHES)
+        self._batches = ThreadPoolExecutor(BATCHES, thread_name_prefix="pipe-batch")
         self.failures: list[str] = []
         self._thread = threading.Thread(target=self._run, name="pipe", daemon=True)
 
@@ -52,12 +60,14 @@ class Pipe:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
+        self._batches.shutdown()
 
     def pause(self) -> None:
         """Stop polling, as an operator would; returns when no batch is in flight any more."""
         self._pipes.stop_pipe(Name=self.name)
-        with self.busy:
-            pass
+        for _ in range(BATCHES):
+            self._slots.acquire()
+        self._slots.release(BATCHES)
 
     def resume(self) -> None:
         self._pipes.start_pipe(Name=self.name)
@@ -71,41 +81,77 @@ class Pipe:
     def _run(self) -> None:
         pause = 0.0
         while not self._stop.wait(pause):
-            with self.busy:
-                try:
-                    pause = 0.0 if self.running and self._poll() else 0.05
-                except Exception:
-                    if self._stop.is_set():
-                        return
-                    self.failures.append(traceback.format_exc())
-                    pause = 0.5
+            self._slots.acquire()
+            messages: list[dict[str, Any]] = []
+            try:
+                messages = self._receive() if self.running else []
+                pause = 0.0 if messages else 0.05
+            except Exception:
+                self._failed()
+                pause = 0.5
+            if messages:
+                # The slot is the batch's from here on, so that a pause waits for it.
+                self._batches.submit(self._handle, messages)
+            else:
+                self._slots.release()
 
-    def _poll(self) -> bool:
-        """Whether there were messages."""
+    def _failed(self) -> None:
+        if not self._stop.is_set():
+            self.failures.append(traceback.format_exc())
+
+    def _receive(self) -> list[dict[str, Any]]:
         # Short polls: a long one would keep the pipe from being paused or stopped.
-        messages = self._sqs.receive_message(
+        received: list[dict[str, Any]] = self._sqs.receive_message(
             QueueUrl=self._queue_url,
             MaxNumberOfMessages=min(self._batch_size, 10),
             VisibilityTimeout=VISIBILITY,
             MessageSystemAttributeNames=["All"],
             MessageAttributeNames=["All"],
         ).get("Messages", [])
-        if not messages:
-            return False
+        return received
+
+    def _handle(self, messages: list[dict[str, Any]]) -> None:
+        try:
+            self._deliver(messages)
+        except Exception:
+            self._failed()
+        finally:
+            self._slots.release()
+
+    def _deliver(self, messages: list[dict[str, Any]]) -> None:
         received = time.monotonic()
-        payload, is_error = self._invoke([self._record(message) for message in messages])
+        messages = self._reordered(messages)
+        payload, is_error = self._suffering([self._record(message) for message in messages])
         failed = failed_items(payload, is_error, {m["MessageId"] for m in messages})
         for message in messages:
             handle = {"QueueUrl": self._queue_url, "ReceiptHandle": message["ReceiptHandle"]}
-            if message["MessageId"] in failed:
+            again = message["MessageId"] in failed
+            if again:
                 self.failures.append(f"{message['MessageId']}: {payload}")
+            if again or self._struck("sqs:Receive", message) == DUPLICATE:
                 left = self._visibility - (time.monotonic() - received)
                 self._sqs.change_message_visibility(
                     **handle, VisibilityTimeout=max(0, math.ceil(left))
                 )
             else:
                 self._sqs.delete_message(**handle)
-        return True
+
+    def _struck(self, site: str, message: Mapping[str, Any]) -> str | None:
+        return self._faults.strike(site, "pipe", message_id_in(message["Body"]))
+
+    def _reordered(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Standard queues keep no order: some messages go behind the others."""
+        late = [m for m in messages if self._struck("sqs:Order", m) == REORDER]
+        return [m for m in messages if m not in late] + late
+
+    def _suffering(self, event: list[dict[str, Any]]) -> tuple[str, bool]:
+        kind = self._faults.strike("lambda:Starter", "pipe", message_id_in(event[0]["body"]))
+        if kind == ERROR:
+            return '{"errorType": "Lambda.ServiceException"}', True
+        answer = self._invoke(event)
+        return (
+            ('{"errorType": "Lambda.SdkClientException"}', True) if kind == RESET_AFTER else answer
+        )
 
     def _record(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """An SQS message as a Pipe hands it over."""

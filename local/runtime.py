@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from local.faults import Faults
+
 HERE = Path(__file__).parent
 
 # Real seconds that an invocation is given at least: the work in it is not faster than on Lambda.
@@ -125,6 +127,8 @@ class Runtime:
         factor: float,
         directory: Path,
         workers: int = WORKERS_PER_FUNCTION,
+        timeout_floor: float = TIMEOUT_FLOOR,
+        faults: Faults | None = None,
     ) -> None:
         self.functions = functions
         self.invocations: list[Invocation] = []
@@ -133,6 +137,8 @@ class Runtime:
         self.epoch = epoch
         self.factor = factor
         self.directory = directory
+        self.timeout_floor = timeout_floor
+        self.faults = faults
         self.stopped = False
         directory.mkdir(parents=True, exist_ok=True)
         for old in directory.glob("*.log"):
@@ -144,7 +150,9 @@ class Runtime:
         pool = self._pools[name]
         worker = pool.take()
         started = time.monotonic()
-        answer = worker.invoke(event)
+        answer = worker.invoke(
+            event, self.faults.instructions(name, event) if self.faults else None
+        )
         pool.give_back(worker)
         error = answer.get("error")
         self.invocations.append(
@@ -228,7 +236,7 @@ class _Pool:
 class _Worker:
     def __init__(self, runtime: Runtime, function: Function, number: int) -> None:
         self.function = function
-        self.limit = max(function.timeout * runtime.factor, TIMEOUT_FLOOR)
+        self.limit = max(function.timeout * runtime.factor, runtime.timeout_floor)
         self.alive = True
         request_end, requests = os.pipe()
         replies, reply_end = os.pipe()
@@ -266,16 +274,25 @@ class _Worker:
                 "log_group": function.log_group,
                 "epoch": runtime.epoch,
                 "factor": runtime.factor,
+                "faults": runtime.faults and str(HERE / "faults.py"),
             }
         )
 
     def wait_until_ready(self) -> None:
         self._receive(60)
 
-    def invoke(self, event: Any) -> dict[str, Any]:
+    def invoke(self, event: Any, faults: Mapping[str, Any] | None = None) -> dict[str, Any]:
         request = str(uuid.uuid4())
         trace = f"Root=1-{int(time.time()):08x}-{uuid.uuid4().hex[:24]};Sampled=1"
-        self._send({"id": request, "event": event, "trace": trace, "limit": self.limit})
+        self._send(
+            {
+                "id": request,
+                "event": event,
+                "trace": trace,
+                "limit": self.limit,
+                "faults": faults,
+            }
+        )
         answer = self._receive(self.limit)
         if answer is not None:
             return answer

@@ -41,10 +41,10 @@ ADAPTER = [
     "AWS::Pipes::Pipe",
     "AWS::SES::ReceiptRuleSet",
     "AWS::SES::ReceiptRule",
+    "AWS::Events::Rule",
 ]
 NO_EFFECT = {
     "AWS::CloudWatch::Alarm": "nothing evaluates alarms, and moto gets no metrics from the logs",
-    "AWS::Events::Rule": "moto emits no status changes of executions",
     "AWS::Lambda::LayerVersion": "runtime.py builds the layers for this machine's Python",
     "AWS::Lambda::Permission": "resource policies of functions are not checked",
     "AWS::Logs::QueryDefinition": "moto runs no Logs Insights queries",
@@ -282,6 +282,9 @@ class Stack:
             RoleArn=properties["RoleArn"],
             DesiredState=properties.get("DesiredState", "RUNNING"),
         )
+
+    def _Rule(self, properties: Any) -> None:  # noqa: N802
+        """Rules of EventBridge: events.py acts on them, since moto emits no status changes."""
 
     def _ReceiptRuleSet(self, properties: Any) -> None:  # noqa: N802
         self._client("ses").create_receipt_rule_set(RuleSetName=properties["RuleSetName"])

@@ -51,14 +51,20 @@ def scale_clock(epoch: float, factor: float) -> None:
         clock.now = lambda: epoch + (time.time() - epoch) / factor  # type: ignore[attr-defined]
 
 
-def enforce_role(setup: dict[str, Any]) -> None:
-    """Check every AWS call against the role of this function; local/iam.py says how."""
-    spec = importlib.util.spec_from_file_location("local_iam", setup["iam"])
+def load(path: str) -> Any:
+    """A module of local/, which is not on this process's path."""
+    spec = importlib.util.spec_from_file_location(f"local_{os.path.basename(path)[:-3]}", path)
     assert spec
     assert spec.loader
-    iam = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = iam
-    spec.loader.exec_module(iam)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def enforce_role(setup: dict[str, Any]) -> None:
+    """Check every AWS call against the role of this function; local/iam.py says how."""
+    iam = load(setup["iam"])
     iam.enforce(iam.Role(setup["name"], setup["statements"]))
 
 
@@ -111,7 +117,10 @@ def main() -> None:
     sys.path[:0] = setup["path"]
     handler = None
     init_failure = None
+    sufferer = load(setup["faults"]).Sufferer() if setup["faults"] else None
     try:
+        if sufferer:
+            sufferer.install()
         scale_clock(setup["epoch"], setup["factor"])
         enforce_role(setup)
         module, function = setup["handler"].rsplit(".", 1)
@@ -126,6 +135,8 @@ def main() -> None:
         idle = memory("VmRSS")
         reset_peak()
         result, problem = None, init_failure
+        if sufferer:
+            sufferer.begin(request["faults"])
         if handler:
             try:
                 result = handler(request["event"], Context(setup, request))

@@ -44,6 +44,8 @@ class _Holder:
             self.stop()
             self.cloud = Cloud(ROOT, time_factor=factor)
             self.cloud.start()
+            # What the workflow itself leaves behind is looked at here, before any sweeper.
+            self.cloud.events.paused = True
             self.cloud.runtime.prewarm()
         return self.cloud
 
