@@ -67,7 +67,9 @@ def size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-@pytest.mark.parametrize("name", ["Starter", "Fetcher", "Router", "GmailForwarder", "Bouncer"])
+@pytest.mark.parametrize(
+    "name", ["Starter", "Fetcher", "Router", "GmailForwarder", "Bouncer", "Sweeper"]
+)
 def test_function_holds_only_our_code(built: Path, name: str) -> None:
     ours = {name for name in files(ROOT / "functions") if name.endswith((".py", "py.typed"))}
     assert files(built / f"{name}Function") == ours
@@ -102,7 +104,7 @@ def test_layers_bring_nothing_that_the_runtime_has(built: Path) -> None:
 
 def test_built_template_still_has_all_functions(built: Path) -> None:
     text = (built / "template.yaml").read_text()
-    assert text.count("Type: AWS::Serverless::Function") == 5
+    assert text.count("Type: AWS::Serverless::Function") == 6
 
 
 @pytest.mark.parametrize("layer", ["base", "gmail"])
