@@ -6,6 +6,7 @@ that email instead and shows where it went.
 
 import argparse
 import json
+import os
 import random
 import re
 import smtplib
@@ -59,7 +60,9 @@ class Demo:
 
     def __init__(self, cloud: Cloud) -> None:
         self.cloud = cloud
-        self.console = Console(width=None if sys.stdout.isatty() else 150)
+        # Through a pipe Rich would take 80 columns.
+        given = sys.stdout.isatty() or "COLUMNS" in os.environ
+        self.console = Console(width=None if given else 150)
         self.failures: list[str] = []
         self.first_sent: float | None = None
         self.pictured = ""  # ARN of the email with the most recipients
@@ -122,7 +125,7 @@ class Demo:
             ", ".join(dict.fromkeys(rule for s in told for rule in s.rules)),
             ", ".join(_counted(ends)) + (f" ({why})" if why else ""),
             str(max((s.attempts for s in told), default=0)),
-            f"{sum(s.milliseconds for s in told):.0f}",
+            f"{sum(s.milliseconds for s in told) * self.cloud.factor:.0f}",
         )
 
     def _differences(

@@ -25,7 +25,8 @@ class Outcome:
 class Story:
     """An execution, told: its status, outcomes, matched rules, and the most attempts of a task.
 
-    reasons are what an operator asks for: why suppressed, why dropped, why in the spam folder.
+    reasons are what an operator asks for: why suppressed, why dropped, why in the spam folder;
+    milliseconds are those of the cloud's clock.
     """
 
     name: str
