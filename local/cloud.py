@@ -160,7 +160,10 @@ class Cloud:
         self._cleanup.callback(server.stop)
         port = server.get_host_and_port()[1]
         self.aws_url = f"http://{HOST}:{port}"
+        # The setting is the process's, not the server's.
         self._moto_api("config", {"stepfunctions": {"execute_state_machine": True}})
+        as_before = {"stepfunctions": {"execute_state_machine": False}}
+        self._cleanup.callback(self._moto_api, "config", as_before)
         self._cleanup.callback(self._moto_api, "reset", {})
         patches = Patches()
         strict.install(patches)
