@@ -1,0 +1,1 @@
+"""`sesmail`, the operator's command."""

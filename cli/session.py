@@ -1,0 +1,143 @@
+"""What every command works on: one environment of one account, and the names of its resources."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config
+
+if TYPE_CHECKING:
+    from mypy_boto3_cloudwatch import CloudWatchClient
+    from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_pipes import EventBridgePipesClient
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_sqs import SQSClient
+    from mypy_boto3_ssm import SSMClient
+    from mypy_boto3_stepfunctions import SFNClient
+
+_CONFIG = Config(connect_timeout=5, read_timeout=30, retries={"mode": "standard"})
+
+
+@dataclass
+class Session:
+    """AWS clients and names of the environment that the global options chose.
+
+    Options that are absent leave the choice to boto3: AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL.
+    """
+
+    environment: str
+    profile: str | None = None
+    region: str | None = None
+    endpoint_url: str | None = None
+    as_json: bool = False
+    _clients: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def _boto3(self) -> boto3.session.Session:
+        return boto3.session.Session(profile_name=self.profile, region_name=self.region)
+
+    def _client(self, service: str) -> Any:
+        if service not in self._clients:
+            make: Any = self._boto3.client
+            self._clients[service] = make(service, endpoint_url=self.endpoint_url, config=_CONFIG)
+        return self._clients[service]
+
+    # -- clients -----------------------------------------------------------------------------------
+
+    @property
+    def cloudwatch(self) -> CloudWatchClient:
+        client: CloudWatchClient = self._client("cloudwatch")
+        return client
+
+    @property
+    def dynamodb(self) -> DynamoDBClient:
+        client: DynamoDBClient = self._client("dynamodb")
+        return client
+
+    @property
+    def pipes(self) -> EventBridgePipesClient:
+        client: EventBridgePipesClient = self._client("pipes")
+        return client
+
+    @property
+    def s3(self) -> S3Client:
+        client: S3Client = self._client("s3")
+        return client
+
+    @property
+    def sqs(self) -> SQSClient:
+        client: SQSClient = self._client("sqs")
+        return client
+
+    @property
+    def ssm(self) -> SSMClient:
+        client: SSMClient = self._client("ssm")
+        return client
+
+    @property
+    def stepfunctions(self) -> SFNClient:
+        client: SFNClient = self._client("stepfunctions")
+        return client
+
+    # -- names (the same in template.yaml) ---------------------------------------------------------
+
+    @cached_property
+    def caller(self) -> dict[str, str]:
+        """GetCallerIdentity: {Account, Arn, UserId}."""
+        identity: dict[str, str] = self._client("sts").get_caller_identity()
+        return identity
+
+    @property
+    def account(self) -> str:
+        return self.caller["Account"]
+
+    @property
+    def region_name(self) -> str:
+        return str(self.sqs.meta.region_name)
+
+    def queue_url(self, name: str) -> str:
+        """URL of a queue of this environment by its name without `-{env}`."""
+        return self.sqs.get_queue_url(QueueName=f"{name}-{self.environment}")["QueueUrl"]
+
+    @property
+    def routing_table(self) -> str:
+        return f"ses-email-routing-{self.environment}"
+
+    @property
+    def deliveries_table(self) -> str:
+        return f"ses-mail-deliveries-{self.environment}"
+
+    @property
+    def bucket(self) -> str:
+        return f"ses-mail-storage-{self.account}-{self.environment}"
+
+    @property
+    def pipe(self) -> str:
+        return f"ses-email-router-{self.environment}"
+
+    @property
+    def state_machine_arn(self) -> str:
+        partition = self.caller["Arn"].split(":")[1]
+        return (
+            f"arn:{partition}:states:{self.region_name}:{self.account}"
+            f":stateMachine:ses-mail-process-email-{self.environment}"
+        )
+
+    @property
+    def default_token_parameter(self) -> str:
+        return f"/ses-mail/{self.environment}/gmail-token"
+
+    @property
+    def mailbox_token_prefix(self) -> str:
+        return f"/ses-mail/{self.environment}/gmail-tokens/"
+
+    @property
+    def redrive_document(self) -> str:
+        return f"SESMail-DLQ-Redrive-{self.environment}"
+
+    @property
+    def health_document(self) -> str:
+        return f"SESMail-Queue-HealthCheck-{self.environment}"

@@ -1,0 +1,63 @@
+"""One embedded cloud for the folder, and `sesmail` run against it."""
+
+import json
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.main import main
+from local.cloud import Cloud
+from local.iam import REGION
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command printed, and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Sesmail = Callable[..., Ran]
+
+
+@pytest.fixture(scope="package")
+def cloud() -> Iterator[Cloud]:
+    with Cloud(ROOT, time_factor=0.002) as running:
+        running.runtime.prewarm()
+        yield running
+
+
+@pytest.fixture
+def sesmail(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Sesmail:
+    """Run a command line in this process, without a terminal; wrong exit codes fail the test."""
+    for name in ("AWS_PROFILE", "SESMAIL_ENV", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "operator")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "local")
+    monkeypatch.setenv("AWS_REGION", REGION)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(line: str, *more: str, code: int = 0) -> Ran:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["--endpoint-url", cloud.aws_url, *shlex.split(line), *more])
+        captured = capsys.readouterr()
+        ran = Ran(int(ended.value.code or 0), captured.out, captured.err)
+        assert ran.code == code, ran
+        return ran
+
+    return run
