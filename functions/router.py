@@ -11,9 +11,13 @@ _METRICS = {routing.STORE: "Stored", routing.DROP: "Dropped", routing.PARK: "Inv
 
 @observe.task
 def handler(event: dict[str, Any], _context: Any) -> dict[str, Any]:
-    """{messageId, executionArn, recipients, verdict} → {deliveries: […]}."""
+    """{messageId, executionArn, recipients, verdict, to?} → {deliveries: […]}."""
     decisions = route(
-        clients.dynamodb(), os.environ["ROUTING_TABLE"], event["recipients"], event["verdict"]
+        clients.dynamodb(),
+        os.environ["ROUTING_TABLE"],
+        event["recipients"],
+        event["verdict"],
+        event.get("to", ""),
     )
     for decision in decisions:
         observe.routing_decision(decision)

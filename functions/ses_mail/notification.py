@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ses_mail.addresses import canonical
+from ses_mail.addresses import canonical, is_address, mailbox
 from ses_mail.errors import InvalidNotificationError
 
 SETUP_MESSAGE_ID = "AMAZON_SES_SETUP_NOTIFICATION"
@@ -29,7 +29,7 @@ class Notification(NamedTuple):
 
     mail: {messageId, source, timestamp?}; receipt: {timestamp?, recipients, …Verdict?: {status},
     dmarcPolicy?, action: {type, bucketName, objectKey}}; redrive: None, or
-    {attempt, recipients, ignoreVerdicts?, force?, …}, whose unknown fields are kept.
+    {attempt, recipients, ignoreVerdicts?, force?, to?, …}, whose unknown fields are kept.
     """
 
     mail: dict[str, Any]
@@ -186,6 +186,11 @@ def _redrive(redrive: object, receipt: Mapping[str, Any]) -> dict[str, Any] | No
     kept = {**redrive, "attempt": attempt, "recipients": recipients}
     if "force" in redrive:
         kept["force"] = _text(redrive["force"], "redrive.force")
+    if "to" in redrive:
+        to = _text(redrive["to"], "redrive.to")
+        if not is_address(to):
+            raise InvalidNotificationError(f"redrive.to {to!r} is not an address")
+        kept["to"] = mailbox(to)
     return kept
 
 

@@ -124,6 +124,11 @@ def decide_unsafe(recipient: str, verdict: str) -> Decision:
     return Decision(recipient, DROP if verdict == "virus" else STORE, NO_RULE, verdict)
 
 
+def decide_replayed(recipient: str, to: str) -> Decision:
+    """What an email gets that an operator replays to a mailbox, whatever the rules say."""
+    return Decision(recipient, FORWARD, NO_RULE, "replayed to", (to,))
+
+
 def group(decisions: Iterable[Decision]) -> list[Delivery]:
     """Deliveries in the order in which the Map takes them.
 

@@ -24,9 +24,14 @@ def run(
 ) -> Run:
     monkeypatch.setenv("ROUTING_TABLE", aws.routing_table)
 
-    def invoke(*recipients: str, verdict: str = "none") -> list[dict[str, Any]]:
+    def invoke(
+        *recipients: str, verdict: str = "none", to: str | None = ""
+    ) -> list[dict[str, Any]]:
         changes = {"recipients": list(recipients)} if recipients else {}
-        answer = router.handler(event("router", verdict=verdict, **changes), context)
+        sent = event("router", verdict=verdict, to=to, **changes)
+        if to is None:
+            del sent["to"]
+        answer = router.handler(sent, context)
         assert set(answer) == {"deliveries"}
         return answer["deliveries"]
 
@@ -122,6 +127,30 @@ def test_an_unsafe_email_is_not_looked_up(
     assert delivery["matchedRule"] == "none"
     assert counted == {}
     assert logs.metrics() == metrics
+
+
+def test_a_replay_to_a_mailbox_asks_no_rule(run: Run, aws: "Aws", logs: "Logs") -> None:
+    aws.put_rule("*", "bounce")
+    counted = aws.wire.count("dynamodb")
+    (delivery,) = run("x@example.com", "y@example.com", to=ANNA)
+    assert delivery == {
+        "action": "forward-to-gmail",
+        "target": ANNA,
+        "recipients": ["x@example.com", "y@example.com"],
+        "matchedRule": "none",
+        "reason": "replayed to",
+    }
+    assert counted == {}
+    assert logs.metrics() == {}
+
+
+def test_a_virus_goes_to_no_mailbox_that_a_replay_names(run: Run) -> None:
+    assert run("x@example.com", verdict="virus", to=ANNA)[0]["action"] == "drop"
+
+
+def test_an_event_of_the_release_before_to(run: Run, aws: "Aws", event: Callable[..., Any]) -> None:
+    aws.put_rule("*", "store")
+    assert run("x@example.com", to=None)[0]["action"] == "store"
 
 
 def test_an_edit_takes_effect_for_the_next_email(run: Run, aws: "Aws") -> None:

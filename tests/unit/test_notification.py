@@ -235,6 +235,9 @@ def test_what_an_odd_field_becomes(path: str, value: Any, reduced: Any) -> None:
         (redriven(ignoreVerdicts="yes"), "redrive.ignoreVerdicts is neither true nor false"),
         (redriven(force=7), "redrive.force is missing or not printable text: 7"),
         (redriven(force=""), "redrive.force is missing"),
+        (redriven(to=""), "redrive.to is missing"),
+        (redriven(to=["anna@gmail.com"]), "redrive.to is missing or not printable text"),
+        (redriven(to="anna"), "redrive.to 'anna' is not an address"),
         (redriven(more="x" * 200_000), "too much for one execution"),
         (redriven(more=float("nan")), "redrive is no JSON for an execution"),
         (redriven(more=float("inf")), "redrive is no JSON for an execution"),
@@ -276,6 +279,10 @@ def test_deep_nesting_is_taken_or_refused(depth: int) -> None:
             {"attempt": 1, "recipients": RECIPIENTS, "ignoreVerdicts": True},
         ),
         ({"force": "again"}, {"attempt": 1, "recipients": RECIPIENTS, "force": "again"}),
+        (
+            {"to": "Anna+x@Gmail.com"},
+            {"attempt": 1, "recipients": RECIPIENTS, "to": "anna@gmail.com"},
+        ),
         ({"note": "new"}, {"attempt": 1, "recipients": RECIPIENTS, "note": "new"}),
     ],
 )
@@ -327,7 +334,14 @@ def test_names_depend_on_the_recipients_alone(one: list[str], other: list[str], 
 
 
 @pytest.mark.parametrize(
-    "redrive", [{"attempt": 2}, {"force": "x"}, {"ignoreVerdicts": True}, {"note": "x"}]
+    "redrive",
+    [
+        {"attempt": 2},
+        {"force": "x"},
+        {"ignoreVerdicts": True},
+        {"to": "anna@gmail.com"},
+        {"note": "x"},
+    ],
 )
 def test_another_redrive_is_another_execution(redrive: dict[str, Any]) -> None:
     first = redriven(attempt=1, recipients=RECIPIENTS)
@@ -373,6 +387,7 @@ PATHS = [
     "redrive.recipients",
     "redrive.ignoreVerdicts",
     "redrive.force",
+    "redrive.to",
     "redrive.more",
     "original",
     "Type",

@@ -80,6 +80,12 @@ def test_an_unsafe_email_needs_no_rule(verdict: str, action: str) -> None:
     )
 
 
+def test_a_replay_to_a_mailbox_needs_no_rule() -> None:
+    assert routing.decide_replayed("x@y.example", "anna@gmail.com") == Decision(
+        "x@y.example", FORWARD, "none", "replayed to", ("anna@gmail.com",)
+    )
+
+
 @pytest.mark.parametrize(
     ("item", "targets"),
     [

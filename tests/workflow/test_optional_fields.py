@@ -10,6 +10,7 @@ from moto.dynamodb.responses import DynamoHandler
 
 from .kit import Letter, Post, check_letter, refuse
 
+# `redrive.to` would take the place of the rules: absent in all of these, it is test_redrive.py's.
 OPTIONAL = (
     *("mail.timestamp", "mail.source", "receipt.timestamp", "receipt.dmarcPolicy"),
     *(f"receipt.{name}Verdict" for name in ("spam", "virus", "spf", "dkim", "dmarc")),

@@ -163,6 +163,26 @@ def test_force_sends_again(post: Post) -> None:
     assert sent() == (3, 2)
 
 
+def test_to_a_mailbox_instead_of_the_rules(post: Post) -> None:
+    """Failed, it stays on its way there; and nothing that the rules say is done."""
+    (recipient, mailbox), bad, other = post.forwarded(), post.address("bounce"), post.mailbox()
+    before = len(post.cloud.bounces)
+    message_id = post.send(recipient, bad)
+    post.delivered(message_id)
+    post.cloud.google.revoke(other)
+    _again(post, message_id, to=other.upper().replace("@", "+tag@"))
+    (letter,) = post.take("GmailForwarderDlq")
+    check_letter(
+        letter, post.runs(message_id)[1], "GmailTokenError", action="forward-to-gmail",
+        target=other, rule="none", recipients=[recipient, bad], redrive={"to": other},
+    )  # fmt: skip
+    post.cloud.add_mailbox(other)
+    post.redrive(letter)
+    assert post.runs(message_id)[2].ended("delivered") == {recipient, bad}
+    assert (post.copies(mailbox), post.copies(other)) == (1, 1)
+    assert len(post.cloud.bounces) - before == 1
+
+
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_recipients_in_any_order_and_case_are_one_redrive(post: Post, order: Sequence[int]) -> None:
     (first, mailbox), (second, _) = post.forwarded(), post.forwarded()
