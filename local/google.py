@@ -511,7 +511,8 @@ class Google:
                 "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable "
                 "timeframe. Check your iat and exp values in the JWT claim."
             )
-        if subject not in account.subjects:
+        # Without a subject the account speaks for itself, which needs no delegation.
+        if "sub" in claims and subject not in account.subjects:
             text = (
                 "Client is unauthorized to retrieve access tokens using this method, or client "
                 "not authorized for any of the scopes requested."

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from ses_mail.errors import GmailTokenError
 
 if TYPE_CHECKING:
     from mypy_boto3_ssm import SSMClient
+    from mypy_boto3_ssm.type_defs import ParameterTypeDef
 
 # Enough to import, and it can neither read nor search the mailbox.
 SCOPES = ("https://www.googleapis.com/auth/gmail.insert",)
@@ -32,6 +34,18 @@ class MailboxCredentials:
     value: str = field(repr=False)
 
 
+@dataclass(frozen=True)
+class StoredToken:
+    """A parameter with credentials as it stands; a version number starts anew when the parameter is
+    deleted and created again, so modified_at (RFC 3339) belongs to it."""
+
+    parameter: str
+    mailbox: str  # empty: the default parameter, which may serve many
+    value: str = field(repr=False)
+    version: int
+    modified_at: str
+
+
 def parameter_name(prefix: str, mailbox: str) -> str:
     """The mailbox's own parameter: SSM allows `a-zA-Z0-9_.-/`, the rest is `_` + two hex digits.
 
@@ -41,6 +55,39 @@ def parameter_name(prefix: str, mailbox: str) -> str:
     return prefix + re.sub(
         rb"[^a-zA-Z0-9.-]", lambda match: b"_%02x" % match[0][0], mailbox.encode()
     ).decode("ascii")
+
+
+def mailbox_of(prefix: str, parameter: str) -> str:
+    """What parameter_name made the parameter's name of."""
+    return re.sub(
+        rb"_([0-9a-f]{2})",
+        lambda match: bytes.fromhex(match[1].decode()),
+        parameter.removeprefix(prefix).encode(),
+    ).decode(errors="replace")
+
+
+def stored_tokens(ssm: "SSMClient", default_parameter: str, prefix: str) -> list[StoredToken]:
+    """The default parameter, if there is one, and those of all mailboxes."""
+    found = []
+    with suppress(ssm.exceptions.ParameterNotFound):
+        answer = ssm.get_parameter(Name=default_parameter, WithDecryption=True)
+        found.append(_stored(answer["Parameter"], ""))
+    pages = ssm.get_paginator("get_parameters_by_path")
+    # Without the slash at its end, or IAM would ask for a right on that very name.
+    for page in pages.paginate(Path=prefix.rstrip("/"), WithDecryption=True):
+        for parameter in page["Parameters"]:
+            found.append(_stored(parameter, mailbox_of(prefix, parameter["Name"])))
+    return found
+
+
+def _stored(parameter: "ParameterTypeDef", mailbox: str) -> StoredToken:
+    return StoredToken(
+        parameter["Name"],
+        mailbox,
+        parameter["Value"],
+        parameter["Version"],
+        clock.iso(parameter["LastModifiedDate"].timestamp()),
+    )
 
 
 class CredentialStore:
@@ -66,7 +113,7 @@ class CredentialStore:
             made = self._made.get(mailbox)
             if made is None or (made.parameter, made.value) != (parameter, value):
                 made = MailboxCredentials(
-                    mailbox, parameter, _google(parameter, value, mailbox), value
+                    mailbox, parameter, google_credentials(parameter, value, mailbox), value
                 )
                 self._made[mailbox] = made
             return made
@@ -101,7 +148,12 @@ class CredentialStore:
         return value
 
 
-def _google(parameter: str, value: str, mailbox: str) -> Any:
+def google_credentials(parameter: str, value: str, mailbox: str) -> Any:
+    """The Google library's credentials out of a parameter's value.
+
+    Without a mailbox a service account acts for the `subject` that its JSON names, or for itself.
+    Raises GmailTokenError.
+    """
     try:
         fields = json.loads(value)
     except (ValueError, RecursionError):
@@ -111,7 +163,7 @@ def _google(parameter: str, value: str, mailbox: str) -> Any:
     if fields.get("type") == "service_account":
         try:
             return service_account.Credentials.from_service_account_info(  # type: ignore[no-untyped-call]
-                fields, scopes=SCOPES, subject=mailbox
+                fields, scopes=SCOPES, subject=mailbox or fields.get("subject")
             )
         except (ValueError, TypeError, KeyError, GoogleAuthError) as error:
             raise GmailTokenError(

@@ -5,28 +5,24 @@ library cannot ask a session of another process for its state and takes an empty
 Source: Google, "Upload attachments", "Resumable upload".
 """
 
-import http.client
 import json
-import ssl
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import google_auth_httplib2
-import httplib2
-from google.auth.exceptions import RefreshError, TransportError
 from googleapiclient.discovery import build
 from googleapiclient.http import MediaUpload, build_http
 
 from ses_mail.credentials import MailboxCredentials
 from ses_mail.errors import GmailRejectedError, GmailTemporaryError, GmailTokenError
+from ses_mail.google_errors import translated
 
 # A multiple of 256 KiB, as the protocol wants; 4 MiB keep a 40 MB email in flat memory.
 CHUNK = 4 * 1024 * 1024
 _TIMEOUT = 60
 
 _RATE_LIMITS = ("rateLimitExceeded", "userRateLimitExceeded", "dailyLimitExceeded", "quotaExceeded")
-_DEAD_TOKEN = ("invalid_grant", "invalid_client", "unauthorized_client", "invalid_scope")
 _TEMPORARY_STATUS = (408, 429, 500, 502, 503, 504)
 
 ReadRange = Callable[[int, int], bytes]
@@ -130,6 +126,10 @@ class GmailImport:
             raise SessionGoneError
         raise self._error(response.status, content)
 
+    def _translated(self) -> AbstractContextManager[None]:
+        used = self._credentials
+        return translated(f"parameter {used.parameter} for {used.mailbox}")
+
     def _error(self, status: int, content: bytes) -> Exception:
         reason, message = _reason(content)
         text = f"Gmail answered {status} {reason} for {self._credentials.mailbox}: {message}"
@@ -143,36 +143,6 @@ class GmailImport:
                 code,
             )
         return GmailRejectedError(text, code)
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """What the libraries raise, told by type and structured field, never by text."""
-        try:
-            yield
-        except RefreshError as error:
-            code = _refresh_code(error)
-            if code in _DEAD_TOKEN:
-                raise GmailTokenError(
-                    f"Google refuses to refresh the token of parameter "
-                    f"{self._credentials.parameter} for {self._credentials.mailbox}: {code}",
-                    code,
-                ) from None
-            raise GmailTemporaryError("Google's token endpoint is out of order", code) from None
-        except TypeError:
-            # google-auth indexes a token answer of status 200 although it is no JSON object.
-            raise GmailTemporaryError("Google's token endpoint sent no JSON") from None
-        except ssl.SSLCertVerificationError:
-            # Somebody sits in the way, or our certificates are old: waiting mends neither.
-            raise
-        except (
-            TransportError,
-            httplib2.HttpLib2Error,
-            http.client.HTTPException,
-            OSError,
-        ) as error:
-            raise GmailTemporaryError(
-                f"no answer from Google: {type(error).__name__}", type(error).__name__
-            ) from None
 
 
 class _Announced(MediaUpload):  # type: ignore[misc]  # the library ships no types
@@ -216,9 +186,3 @@ def _reason(content: bytes) -> tuple[str, str]:
         return str(details.get("reason", "")), str(error.get("message", ""))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         return "", ""
-
-
-def _refresh_code(error: RefreshError) -> str:
-    # args: (text, the endpoint's JSON) if it sent JSON at all; `.retryable` is not to be trusted.
-    details = error.args[1] if len(error.args) > 1 else None
-    return str(details.get("error", "")) if isinstance(details, dict) else ""

@@ -305,7 +305,7 @@ CREDENTIALS = st.one_of(
 @example("9" * 5000)
 def test_any_parameter_gives_credentials_or_is_malformed(value: str) -> None:
     try:
-        google = credentials._google("/p", value, "anna@example.com")
+        google = credentials.google_credentials("/p", value, "anna@example.com")
     except GmailTokenError as raised:
         error = raised
     else:
@@ -318,6 +318,6 @@ def test_any_parameter_gives_credentials_or_is_malformed(value: str) -> None:
 @pytest.mark.parametrize("value", ['{"refresh_token": "s3cret-1", "x": "s3cret-2"', '"s3cret-1"'])
 def test_malformed_credentials_are_not_quoted(value: str) -> None:
     with pytest.raises(GmailTokenError) as raised:
-        credentials._google("/p", value, "anna@example.com")
+        credentials.google_credentials("/p", value, "anna@example.com")
     assert "s3cret" not in repr(raised.value)
     assert raised.value.__cause__ is None
