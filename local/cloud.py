@@ -29,11 +29,12 @@ from samtranslator.yaml_helper import yaml_parse
 
 from local import iam, strict
 from local.asl import Interpreter
+from local.automation import Automation
 from local.events import EventBus, install_redrive_policy
 from local.faults import ABORT, Faults
 from local.google import Google
 from local.patches import Patches
-from local.pipe import Pipe
+from local.pipe import Pipe, install_states
 from local.runtime import TIMEOUT_FLOOR, Function, Runtime, build_layer, build_runtime
 from local.ses import ReceiptRule, Ses, SmtpServer
 from local.stack import Stack
@@ -59,6 +60,7 @@ class Cloud:
     google: Google
     ses: Ses
     pipe: Pipe
+    automation: Automation
     events: EventBus
     runtime: Runtime
     smtp: tuple[str, int]  # host and port
@@ -149,6 +151,7 @@ class Cloud:
         self.faults.log = self._directory / "faults.jsonl"
         self.faults.log.unlink(missing_ok=True)
         self._start_functions()
+        self._start_automation()
         self._start_events()
         self._start_state_machine()
         self._start_ses()
@@ -168,6 +171,7 @@ class Cloud:
         patches = Patches()
         strict.install(patches)
         install_redrive_policy(patches, self.faults)
+        install_states(patches)
         self._cleanup.callback(patches.undo)
 
     def _start_functions(self) -> None:
@@ -206,6 +210,24 @@ class Cloud:
         patches = Patches()
         patches.replace(lambda_models.LambdaFunction, "_invoke_lambda", invoke)
         self._cleanup.callback(patches.undo)
+
+    def _start_automation(self) -> None:
+        roles = {
+            self.stack.attribute(logical_id, "Arn"): {"Fn::GetAtt": [logical_id, "Arn"]}
+            for logical_id in self.stack.of_type("AWS::IAM::Role")
+        }
+        assert self._directory
+        self.automation = Automation(
+            self.client,
+            lambda arn: self.stack.statements(roles[arn]),
+            surroundings=self.runtime.surroundings,
+            libraries=self.runtime.libraries,
+            epoch=self._epoch,
+            factor=self.factor,
+            directory=self._directory / "automation",
+        )
+        self.automation.install()
+        self._cleanup.callback(self.automation.uninstall)
 
     def _function(self, logical_id: str, layers: Mapping[str, Path]) -> Function:
         properties = self.stack.properties(logical_id)
@@ -467,10 +489,11 @@ class Cloud:
         in_flight = int(counts["ApproximateNumberOfMessagesNotVisible"])
         running = [e.name for e in self._executions() if e.status == "RUNNING"]
         events = self.events.under_way
-        if waiting or in_flight or running or events:
+        automations = self.automation.under_way
+        if waiting or in_flight or running or events or automations:
             return (
                 f"{waiting} waiting, {in_flight} in flight, {events} events, "
-                f"running: {', '.join(running[:5])}"
+                f"{automations} automations, running: {', '.join(running[:5])}"
             )
         return ""
 

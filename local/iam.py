@@ -68,6 +68,7 @@ CALLS: dict[tuple[str, str], Callable[[Mapping[str, Any]], Needs]] = {
         ("sqs", action): _queue_call(action)
         for action in ("SendMessage", "ReceiveMessage", "DeleteMessage", "GetQueueAttributes")
     },
+    ("sqs", "ChangeMessageVisibilityBatch"): _queue_call("ChangeMessageVisibility"),
     ("stepfunctions", "StartExecution"): lambda p: [
         ("states:StartExecution", p["stateMachineArn"])
     ],
@@ -80,6 +81,20 @@ CALLS: dict[tuple[str, str], Callable[[Mapping[str, Any]], Needs]] = {
     ("ssm", "GetParameter"): lambda p: [
         ("ssm:GetParameter", _arn("ssm", f"parameter/{p['Name'].lstrip('/')}"))
     ],
+    # iam:PassRole too, on the role that the document assumes: not checked here.
+    ("ssm", "StartAutomationExecution"): lambda p: [
+        (
+            "ssm:StartAutomationExecution",
+            _arn(
+                "ssm",
+                f"automation-definition/{p['DocumentName']}:{p.get('DocumentVersion', '$DEFAULT')}",
+            ),
+        )
+    ],
+    ("pipes", "DescribePipe"): lambda p: [
+        ("pipes:DescribePipe", _arn("pipes", f"pipe/{p['Name']}"))
+    ],
+    ("cloudwatch", "GetMetricData"): lambda p: [("cloudwatch:GetMetricData", "*")],
     ("ses", "SendBounce"): lambda p: [
         ("ses:SendBounce", _arn("ses", f"identity/{p['BounceSender'].rpartition('@')[2]}"))
     ],

@@ -11,7 +11,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import moto.pipes.models as moto_pipes
+
 from local.faults import DUPLICATE, ERROR, REORDER, RESET_AFTER, Faults, message_id_in
+from local.patches import Patches
 
 # Real seconds; long enough for any invocation. A failed message is made visible again in its own
 # time, see _poll.
@@ -174,6 +177,11 @@ class Pipe:
             "eventSourceARN": self._queue_arn,
             "awsRegion": self._queue_arn.split(":")[3],
         }
+
+
+def install_states(patches: Patches) -> None:
+    """Let a stopped pipe be STOPPED: moto's goes on to STARTING and RUNNING when looked at."""
+    patches.replace(moto_pipes.Pipe, "current_state", property(lambda pipe: pipe.desired_state))
 
 
 def failed_items(payload: str, is_error: bool, message_ids: set[str]) -> set[str]:

@@ -43,6 +43,7 @@ class Function:
     memory: int
     log_group: str
     statements: Sequence[Mapping[str, Any]]
+    own_clock: bool = False  # reads `time` itself, instead of ses_mail.clock
 
 
 @dataclass(frozen=True)
@@ -274,6 +275,7 @@ class _Worker:
                 "log_group": function.log_group,
                 "epoch": runtime.epoch,
                 "factor": runtime.factor,
+                "own_clock": function.own_clock,
                 "faults": runtime.faults and str(HERE / "faults.py"),
             }
         )

@@ -83,13 +83,16 @@ class Ses:
         self._lock = threading.Lock()
 
     def install(self) -> None:
-        """Add SendBounce to moto, which has no such operation."""
+        """Add SendBounce and GetAccountSendingEnabled to moto, which has no such operations."""
         EmailResponse.send_bounce = lambda response: ActionResult(
             {"MessageId": self.send_bounce(response._get_params())}
         )
+        EmailResponse.get_account_sending_enabled = lambda _: ActionResult(
+            {"Enabled": True}  # nothing here stops the account from sending
+        )
 
     def uninstall(self) -> None:
-        del EmailResponse.send_bounce
+        del EmailResponse.send_bounce, EmailResponse.get_account_sending_enabled
 
     def receive(
         self,

@@ -29,7 +29,6 @@ MOTO = {  # created by moto's CloudFormation
     "AWS::S3::Bucket",
     "AWS::SNS::Topic",
     "AWS::SQS::Queue",
-    "AWS::SSM::Document",
     "AWS::SSM::Parameter",
 }
 # Ignored or misread by moto's CloudFormation; created here through the API, in this order.
@@ -42,6 +41,7 @@ ADAPTER = [
     "AWS::SES::ReceiptRuleSet",
     "AWS::SES::ReceiptRule",
     "AWS::Events::Rule",
+    "AWS::SSM::Document",
 ]
 NO_EFFECT = {
     "AWS::CloudWatch::Alarm": "nothing evaluates alarms, and moto gets no metrics from the logs",
@@ -66,7 +66,7 @@ class Stack:
         self._root = root
         self._client = client
         self.name = f"ses-mail-{parameters['Environment']}"
-        source = yaml_parse((root / "template.yaml").read_text())
+        source = include(yaml_parse((root / "template.yaml").read_text()), root)
         translated = _translate(source, parameters)
         defaults = {
             key: str(p["Default"]) for key, p in source["Parameters"].items() if "Default" in p
@@ -178,6 +178,8 @@ class Stack:
                 name = clean_json(properties["StateMachineName"], names)
                 arn = f"arn:aws:states:{REGION}:{ACCOUNT}:stateMachine:{name}"
                 references[key] = {"Ref": arn, "Arn": arn, "Name": name}
+            elif kind == "AWS::SSM::Document":
+                references[key] = {"Ref": clean_json(properties["Name"], names)}
             elif kind == "AWS::Lambda::LayerVersion":
                 references[key] = {"Ref": properties["Content"]["S3Key"]}
         return references
@@ -286,6 +288,15 @@ class Stack:
     def _Rule(self, properties: Any) -> None:  # noqa: N802
         """Rules of EventBridge: events.py acts on them, since moto emits no status changes."""
 
+    def _Document(self, properties: Any) -> None:  # noqa: N802
+        # moto's CloudFormation keeps the content as an object, which its API cannot give out.
+        self._client("ssm").create_document(
+            Name=properties["Name"],
+            DocumentType=properties["DocumentType"],
+            DocumentFormat="JSON",
+            Content=json.dumps(properties["Content"]),
+        )
+
     def _ReceiptRuleSet(self, properties: Any) -> None:  # noqa: N802
         self._client("ses").create_receipt_rule_set(RuleSetName=properties["RuleSetName"])
 
@@ -297,6 +308,18 @@ class Stack:
             ses.create_receipt_rule_set(RuleSetName=properties["RuleSetName"])
         ses.create_receipt_rule(RuleSetName=properties["RuleSetName"], Rule=properties["Rule"])
         ses.set_active_receipt_rule_set(RuleSetName=properties["RuleSetName"])
+
+
+def include(node: Any, root: Path) -> Any:
+    """The template with the files of its `AWS::Include`s, as CloudFormation reads them from S3."""
+    if isinstance(node, dict):
+        if node.keys() == {"Fn::Transform"} and node["Fn::Transform"]["Name"] == "AWS::Include":
+            file = root / node["Fn::Transform"]["Parameters"]["Location"]
+            return include(yaml.safe_load(file.read_text()), root)  # refuses short forms
+        return {key: include(value, root) for key, value in node.items()}
+    if isinstance(node, list):
+        return [include(value, root) for value in node]
+    return node
 
 
 def _translate(source: Mapping[str, Any], parameters: Mapping[str, str]) -> Any:

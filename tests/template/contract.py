@@ -26,6 +26,10 @@ FUNCTIONS = {
     "BouncerFunction": "bouncer",
     "SweeperFunction": "sweeper",
 }
+DOCUMENTS = {
+    "DlqRedriveDocument": "dlq_redrive",
+    "QueueHealthCheckDocument": "queue_health_check",
+}
 ACCOUNT, REGION = "123456789012", "eu-west-1"
 PARAMETERS = {"Environment": "test", "Domains": ["example.com", "example.org"]}
 NO_VALUE = object()
@@ -57,10 +61,13 @@ class Grant(NamedTuple):
     resource: str
 
 
+QUEUES = ("InputQueue", "InputDlq", "GmailForwarderDlq", "BouncerDlq")
 # Every function's own log group and X-Ray; the state machine's log delivery and X-Ray.
 OBSERVING = re.compile(r"(logs|xray):\w+")
 SERVICES = {
+    "cloudwatch": "cloudwatch",
     "dynamodb": "dynamodb",
+    "pipes": "pipes",
     "s3": "s3",
     "ses": "ses",
     "sqs": "sqs",
@@ -197,6 +204,7 @@ class Project:
         return {
             "AWS::DynamoDB::Table": f"arn:aws:dynamodb:{here}:table/{name}",
             "AWS::IAM::Role": f"arn:aws:iam::{ACCOUNT}:role/{name}",
+            "AWS::Pipes::Pipe": f"arn:aws:pipes:{here}:pipe/{name}",
             "AWS::Logs::LogGroup": f"arn:aws:logs:{here}:log-group:{name}:*",
             "AWS::S3::Bucket": f"arn:aws:s3:::{name}",
             "AWS::SNS::Topic": f"arn:aws:sns:{here}:{name}",
@@ -208,6 +216,12 @@ class Project:
     def _getatt(self, path: list[str]) -> str:
         assert path[1] == "Arn", path
         return self.arn(path[0])
+
+    def _transform(self, argument: dict[str, Any]) -> Any:
+        assert argument["Name"] == "AWS::Include", argument
+        file = self.root / argument["Parameters"]["Location"]
+        # Not yaml_parse: an include takes no short forms.
+        return self.resolve(yaml.safe_load(file.read_text()))
 
     def _sub(self, argument: Any) -> str:
         text, values = argument if isinstance(argument, list) else (argument, {})
@@ -593,7 +607,11 @@ def environment(project: Project) -> list[str]:
 
 def calls(project: Project, module: str) -> set[tuple[str, str]]:
     """(IAM prefix, operation) of the AWS calls that the handler can make, by a paginator too."""
-    nodes = list(project.code(module))
+    return calls_of(project.code(module))
+
+
+def calls_of(nodes: list[ast.AST]) -> set[tuple[str, str]]:
+    """(IAM prefix, operation) of the AWS calls among these nodes."""
     names = {node.attr for node in nodes if isinstance(node, ast.Attribute)} | {
         node.args[0].value
         for node in nodes
@@ -702,6 +720,84 @@ def machine_permissions(project: Project) -> list[str]:
     ]
 
 
+def documents(project: Project) -> list[str]:
+    """An automation document is its file, runs under its own role, and its parts fit together."""
+    problems = []
+    declared = {n for n, r in project.resources.items() if r["Type"] == "AWS::SSM::Document"}
+    problems += [f"{name} is not declared here" for name in declared ^ set(DOCUMENTS)]
+    for logical_id in declared & set(DOCUMENTS):
+        given = project.resources[logical_id]["Properties"]
+        file = given["Content"]["Fn::Transform"]["Parameters"]["Location"]
+        if file != f"runbooks/{DOCUMENTS[logical_id]}.yaml":
+            problems.append(f"{logical_id}: file {file}")
+        if (given["DocumentType"], given.get("UpdateMethod")) != ("Automation", "NewVersion"):
+            problems.append(f"{logical_id}: type or update method")
+        content = project.properties(logical_id)["Content"]
+        if content["assumeRole"] != project.arn(logical_id.replace("Document", "Role")):
+            problems.append(f"{logical_id}: role {content['assumeRole']}")
+        (step,) = content["mainSteps"]
+        inputs, outputs = step["inputs"], {o["Name"]: o for o in step["outputs"]}
+        tree = ast.parse(inputs["Script"], feature_version=(3, 11))
+        if inputs["Handler"] not in {getattr(node, "name", None) for node in tree.body}:
+            problems.append(f"{logical_id}: no handler {inputs['Handler']}")
+        if (inputs["Runtime"], step["timeoutSeconds"] <= 600) != ("python3.11", True):
+            problems.append(f"{logical_id}: runtime or time limit")
+        used = set(re.findall(r"{{ (\w+) }}", json.dumps(inputs["InputPayload"])))
+        unused = used ^ set(content.get("parameters", {}))
+        problems += [f"{logical_id}: parameter {name}" for name in unused]
+        read = {
+            node.slice.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Subscript)
+            and isinstance(node.slice, ast.Constant)
+            and ast.unparse(node.value) == "request"
+        }
+        problems += [f"{logical_id}: request {name}" for name in read ^ set(inputs["InputPayload"])]
+        if set(content["outputs"]) != {f"{step['name']}.{name}" for name in outputs}:
+            problems.append(f"{logical_id}: outputs of the step")
+        returned = {
+            key.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Return) and isinstance(node.value, ast.Dict)
+            for key in node.value.keys
+            if isinstance(key, ast.Constant)
+        }
+        for name, output in outputs.items():
+            if output["Selector"] != f"$.Payload.{name}" or name not in returned:
+                problems.append(f"{logical_id}: output {name}")
+    return problems
+
+
+def document_permissions(project: Project) -> list[str]:
+    """A document's role allows what its script calls, on what it is given, and nothing else."""
+    problems = []
+    for logical_id in DOCUMENTS:
+        (step,) = project.properties(logical_id)["Content"]["mainSteps"]
+        payload = step["inputs"]["InputPayload"]
+        tree = ast.parse(step["inputs"]["Script"])
+        queue = {project.resolve({"Ref": name}): project.arn(name) for name in QUEUES}
+        into = [queue[payload["InputQueueUrl"]]]
+        letters = [queue[url] for url in payload["DeadLetterQueueUrls"]]
+        wanted = set()
+        for prefix, operation in calls_of(list(ast.walk(tree))):
+            resources = {
+                "sqs": into
+                if operation == "SendMessage"
+                else letters
+                if "SourceQueueUrl" in payload
+                else into + letters,
+                "pipes": [project.arn("Pipe")],
+                "states": [payload.get("StateMachineArn", "")],
+                "cloudwatch": ["*"],
+            }[prefix]
+            action = f"{prefix}:{operation.removesuffix('Batch')}"
+            wanted |= {Grant(action, resource) for resource in resources}
+        granted = project.all_grants(logical_id.replace("Document", "Role"))
+        problems += [f"{logical_id} may not {a} on {r}" for a, r in wanted - granted]
+        problems += [f"{logical_id} needs no {a} on {r}" for a, r in granted - wanted]
+    return problems
+
+
 def observing(project: Project) -> list[str]:
     """Every function may write into its own log group and traces, and create neither group."""
     problems = []
@@ -755,6 +851,8 @@ CHECKS: list[Callable[[Project], list[str]]] = [
     environment,
     permissions,
     machine_permissions,
+    documents,
+    document_permissions,
     observing,
     events_match,
 ]

@@ -1,6 +1,7 @@
 """`sam build` on a machine that has Python 3.11 and no 3.13."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
 def built(tmp_path_factory: pytest.TempPathFactory, path: str) -> Path:
     """A copy of the project, built twice: the second build takes the layers from the cache."""
     root = tmp_path_factory.mktemp("project")
-    for folder in ("functions", "layers", "statemachines"):
+    for folder in ("functions", "layers", "statemachines", "runbooks"):
         shutil.copytree(ROOT / folder, root / folder)
     for file in ("template.yaml", "samconfig.toml"):
         shutil.copy(ROOT / file, root)
@@ -105,6 +106,14 @@ def test_layers_bring_nothing_that_the_runtime_has(built: Path) -> None:
 def test_built_template_still_has_all_functions(built: Path) -> None:
     text = (built / "template.yaml").read_text()
     assert text.count("Type: AWS::Serverless::Function") == 6
+
+
+@pytest.mark.parametrize("document", ["dlq_redrive", "queue_health_check"])
+def test_built_template_still_includes_the_documents(built: Path, document: str) -> None:
+    # `sam deploy` uploads what the path, written anew by the build, leads to.
+    text = (built / "template.yaml").read_text()
+    (location,) = re.findall(rf"Location: (\S+{document}.yaml)", text)
+    assert (built / location).read_text() == (ROOT / f"runbooks/{document}.yaml").read_text()
 
 
 @pytest.mark.parametrize("layer", ["base", "gmail"])

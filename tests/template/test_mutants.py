@@ -11,6 +11,8 @@ from tests.template.contract import ASL, Project
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = "template.yaml"
+REDRIVE = "runbooks/dlq_redrive.yaml"
+HEALTH = "runbooks/queue_health_check.yaml"
 FORWARD = "{ErrorEquals: [GmailTokenError, GmailRejectedError], MaxAttempts: 0}"
 
 
@@ -194,6 +196,59 @@ MUTANTS = [
         "machine_permissions",
     ),
     Mutant(
+        "document's file of another",
+        TEMPLATE,
+        "Location: runbooks/dlq_redrive.yaml",
+        "Location: runbooks/queue_health_check.yaml",
+        "documents",
+    ),
+    Mutant(
+        "document replaced",
+        TEMPLATE,
+        "UpdateMethod: NewVersion",
+        "UpdateMethod: Replace",
+        "documents",
+    ),
+    Mutant("document's role of another", REDRIVE, "DlqRedriveRole", "PipeRole", "documents"),
+    Mutant("handler of a script", REDRIVE, "Handler: redrive", "Handler: main", "documents"),
+    Mutant(
+        "parameter not handed on",
+        REDRIVE,
+        '        Error: "{{ Error }}"\n',
+        "",
+        "documents",
+    ),
+    Mutant("output of a script", REDRIVE, '"Remaining":', '"Rest":', "documents"),
+    Mutant("output of a step", REDRIVE, "Redrive.FailedCount", "Redrive.Failed", "documents"),
+    Mutant(
+        "redrive may not delete",
+        TEMPLATE,
+        "sqs:DeleteMessage, sqs:ChangeM",
+        "sqs:ChangeM",
+        "document_permissions",
+    ),
+    Mutant(
+        "redrive may send anywhere",
+        TEMPLATE,
+        "Action: sqs:SendMessage\n                Resource: !GetAtt InputQueue.Arn",
+        'Action: sqs:SendMessage\n                Resource: "*"',
+        "document_permissions",
+    ),
+    Mutant(
+        "health check may not see the pipe",
+        TEMPLATE,
+        "Action: pipes:DescribePipe",
+        "Action: pipes:ListPipes",
+        "document_permissions",
+    ),
+    Mutant(
+        "new call in a script",
+        HEALTH,
+        'client("pipes").describe_pipe(',
+        'client("pipes").start_pipe(',
+        "document_permissions",
+    ),
+    Mutant(
         "log group of another",
         TEMPLATE,
         "LogGroup: !Ref RouterLogGroup",
@@ -224,7 +279,7 @@ MUTANTS = [
 
 def copy_of_project(to: Path) -> Path:
     """The files that the checks read."""
-    for folder in ("functions", "statemachines", "events"):
+    for folder in ("functions", "statemachines", "events", "runbooks"):
         shutil.copytree(ROOT / folder, to / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / TEMPLATE, to)
     return to

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from tests.template.contract import ACCOUNT, REGION, Grant, Project, as_list
+from tests.template.contract import ACCOUNT, DOCUMENTS, REGION, Grant, Project, as_list
 
 ROOT = Path(__file__).parents[2]
 RETAINED = ["EmailBucket", "RoutingTable", "DeliveriesTable", "InboundRuleSet"]
 RULE_ARN = f"arn:aws:ses:{REGION}:{ACCOUNT}:receipt-rule-set/{{}}:receipt-rule/ses-mail-{{}}"
-# X-Ray and log deliveries are no resources: AWS wants the wildcard.
+# X-Ray, log deliveries and metrics are no resources: AWS wants the wildcard.
 WILDCARD_RESOURCES = {
     f"{name}Role"
     for name in ("Starter", "Fetcher", "Router", "GmailForwarder", "Bouncer", "Sweeper")
-} | {"ProcessEmailRole"}
+} | {"ProcessEmailRole", "QueueHealthCheckRole"}
 
 NAMES = {
     "InboundRuleSet": "ses-mail-{env}",
@@ -46,6 +46,8 @@ NAMES = {
     "GmailForwarderLogGroup": "/aws/lambda/ses-mail-gmail-forwarder-{env}",
     "BouncerLogGroup": "/aws/lambda/ses-mail-bouncer-{env}",
     "SweeperLogGroup": "/aws/lambda/ses-mail-sweeper-{env}",
+    "DlqRedriveDocument": "SESMail-DLQ-Redrive-{env}",
+    "QueueHealthCheckDocument": "SESMail-Queue-HealthCheck-{env}",
     "BaseLayer": "ses-mail-base-{env}",
     "GmailLayer": "ses-mail-gmail-{env}",
 }
@@ -307,6 +309,35 @@ def test_pipe() -> None:
     }
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_only_automations_of_this_account_take_a_documents_role(document: str) -> None:
+    project = stack()
+    role = project.properties(document.replace("Document", "Role"))
+    (statement,) = role["AssumeRolePolicyDocument"]["Statement"]
+    assert statement["Principal"] == {"Service": "ssm.amazonaws.com"}
+    execution = f"arn:aws:ssm:{REGION}:{ACCOUNT}:automation-execution/*"
+    assert statement["Condition"] == {
+        "StringEquals": {"aws:SourceAccount": ACCOUNT},
+        "ArnLike": {"aws:SourceArn": execution},
+    }
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_scripts_of_documents_pass_the_linter(document: str) -> None:
+    (step,) = stack().properties(document)["Content"]["mainSteps"]
+    for command in (["check", "--ignore=T201"], ["format", "--check", "--line-length=92"]):
+        # 92 and 8 of indentation; and printing is a script's way to log.
+        ran = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "-"],
+            cwd=ROOT,
+            input=step["inputs"]["Script"] + "\n",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
 def test_state_machine_keeps_addresses_out_of_its_log() -> None:
     machine = stack().properties("ProcessEmailStateMachine")
     assert machine["Type"] == "STANDARD"
@@ -348,7 +379,7 @@ def test_no_role_has_wildcards_that_aws_does_not_force(env: str) -> None:
         grants = project.all_grants(name)
         assert not [grant for grant in grants if "*" in grant.action]
         forced = {grant for grant in grants if grant.resource == "*"}
-        assert all(grant.action.startswith(("xray:", "logs:")) for grant in forced)
+        assert all(grant.action.startswith(("xray:", "logs:", "cloudwatch:")) for grant in forced)
         assert bool(forced) is (name in WILDCARD_RESOURCES)
 
 
