@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo picture local soak soak-mutants test quick lint lock build clean
+.PHONY: help demo picture local soak soak-mutants mutants test quick lint lock build clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make picture draw docs/email-path.svg anew from a demo run"
 	@echo "make soak    1,000 emails through random faults, and an account of each (EMAILS=1000 SEED=1)"
 	@echo "make soak-mutants  take out one safeguard after the other: the soak must notice each"
+	@echo "make mutants take out names, metrics, permissions, retries …: a test must notice each"
 	@echo "make test    lint, types, templates and all tests"
 	@echo "make quick   lint, types and the tests that take seconds"
 	@echo "make build   sam build"
@@ -48,6 +49,9 @@ soak: $(READY)
 
 soak-mutants: $(READY)
 	@$(BIN)/python -m tests.e2e.soak_mutants
+
+mutants: $(READY)
+	@$(BIN)/python tests/mutants.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -46,6 +46,8 @@ SERVICE_ERRORS = {
     "States.TaskFailed",
     "States.Timeout",
 }
+# Of Lambda itself and not of the function: each is retried under its exact name.
+LAMBDA_ERRORS = {error for error in SERVICE_ERRORS if error.startswith("Lambda.")}
 # Raised and caught in the router, which returns it with the recipients that it concerns.
 RETURNED_ERRORS = {"InvalidRoutingRuleError"}
 # Read by Powertools, not by our code.
@@ -477,6 +479,8 @@ def retries(project: Project) -> list[str]:
             problems.append(f"{task.name!r}: the first retrier is not for permanent errors")
         if not names or names[-1] != {"States.ALL"}:
             problems.append(f"{task.name!r}: States.ALL is not the last retrier")
+        if task.is_lambda and not LAMBDA_ERRORS <= task.retried_errors:
+            problems.append(f"{task.name!r} does not name all errors of Lambda itself")
         if any("States.ALL" in group for group in names[:-1]):
             problems.append(f"{task.name!r}: States.ALL is not alone and last")
         for error in set().union(*names) if names else ():
@@ -820,6 +824,65 @@ def observing(project: Project) -> list[str]:
     return problems
 
 
+def log_delivery(project: Project) -> list[str]:
+    """Pipe and state machine may write their own logs, and the machine its traces.
+
+    Source: Step Functions, "Logging using CloudWatch Logs" and "Tracing with X-Ray"; AWS takes no
+    resource for either.
+    """
+    wanted = {
+        "PipeRole": {
+            Grant(f"logs:{action}", project.arn("PipeLogGroup"))
+            for action in ("CreateLogStream", "PutLogEvents")
+        },
+        "ProcessEmailRole": {
+            Grant(f"logs:{action}", "*")
+            for action in (
+                *(f"{verb}LogDelivery" for verb in ("Create", "Get", "Update", "Delete")),
+                *("ListLogDeliveries", "PutResourcePolicy", "DescribeResourcePolicies"),
+                "DescribeLogGroups",
+            )
+        }
+        | {
+            Grant(f"xray:{action}", "*")
+            for action in (
+                *("PutTraceSegments", "PutTelemetryRecords"),
+                *("GetSamplingRules", "GetSamplingTargets"),
+            )
+        },
+    }
+    problems = []
+    for role, grants in wanted.items():
+        granted = {g for g in project.all_grants(role) if OBSERVING.match(g.action)}
+        problems += [f"{role}: {grant}" for grant in sorted(granted ^ grants)]
+    return problems
+
+
+def trust(project: Project) -> list[str]:
+    """Each role is assumed by the one service that it is for, and by nobody else."""
+    services = {"PipeRole": "pipes", "ProcessEmailRole": "states"}
+    services |= {name.replace("Function", "Role"): "lambda" for name in FUNCTIONS}
+    problems = []
+    for role, resource in project.resources.items():
+        if resource["Type"] != "AWS::IAM::Role":
+            continue
+        document = project.properties(role)["AssumeRolePolicyDocument"]
+        (statement,) = as_list(document["Statement"])
+        wanted = {
+            "Effect": "Allow",
+            "Principal": {"Service": f"{services.get(role, 'ssm')}.amazonaws.com"},
+            "Action": "sts:AssumeRole",
+        }
+        given = {key: value for key, value in statement.items() if key != "Condition"}
+        if given != wanted:
+            problems.append(f"{role} may be assumed as {given}")
+        # Lambda sends no source with its call; the others do, against the confused deputy.
+        source = statement.get("Condition", {}).get("StringEquals", {}).get("aws:SourceAccount")
+        if services.get(role) != "lambda" and source != ACCOUNT:
+            problems.append(f"{role} may be assumed for another account")
+    return problems
+
+
 def events_match(project: Project) -> list[str]:
     """The sample events look like what the pipe and the tasks send."""
     problems = []
@@ -854,5 +917,7 @@ CHECKS: list[Callable[[Project], list[str]]] = [
     documents,
     document_permissions,
     observing,
+    log_delivery,
+    trust,
     events_match,
 ]

@@ -255,7 +255,15 @@ def test_only_our_receipt_rule_may_store_and_publish(rule_set: str, env: str) ->
     )
     assert store["Resource"] == f"{project.arn('EmailBucket')}/emails/*"
     assert store["Condition"] == rule
-    assert (tls["Effect"], tls["Condition"]) == ("Deny", {"Bool": {"aws:SecureTransport": "false"}})
+    bucket = project.arn("EmailBucket")
+    assert tls == {
+        "Sid": "OnlyWithTls",
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "s3:*",
+        "Resource": [bucket, f"{bucket}/*"],
+        "Condition": {"Bool": {"aws:SecureTransport": "false"}},
+    }
     (publish,) = statements(project, "ProcessingTopicPolicy")
     assert (publish["Action"], publish["Principal"]) == (
         "sns:Publish",
@@ -268,6 +276,7 @@ def test_only_our_receipt_rule_may_store_and_publish(rule_set: str, env: str) ->
 def test_only_our_topic_may_send(queue: str) -> None:
     project = stack()
     (statement,) = statements(project, f"{queue}Policy")
+    assert (statement["Effect"], statement["Action"]) == ("Allow", "sqs:SendMessage")
     assert statement["Principal"] == {"Service": "sns.amazonaws.com"}
     assert statement["Resource"] == project.arn(queue)
     assert statement["Condition"] == {
