@@ -57,7 +57,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/cfn-lint template.yaml
+	$(BIN)/cfn-lint template.yaml monitoring.yaml
 
 test: lint
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95

@@ -33,6 +33,7 @@ from local.automation import Automation
 from local.events import EventBus, install_redrive_policy
 from local.faults import ABORT, Faults
 from local.google import Google
+from local.metrics import Metrics
 from local.patches import Patches
 from local.pipe import Pipe, install_states
 from local.runtime import TIMEOUT_FLOOR, Function, Runtime, build_layer, build_runtime
@@ -62,6 +63,7 @@ class Cloud:
     pipe: Pipe
     automation: Automation
     events: EventBus
+    metrics: Metrics
     runtime: Runtime
     smtp: tuple[str, int]  # host and port
 
@@ -172,6 +174,13 @@ class Cloud:
         strict.install(patches)
         install_redrive_policy(patches, self.faults)
         install_states(patches)
+        self.metrics = Metrics(
+            functions=lambda: self.runtime,
+            pipe=lambda: self.pipe,
+            executions=self._executions,
+            factor=self.factor,
+        )
+        self.metrics.install(patches)
         self._cleanup.callback(patches.undo)
 
     def _start_functions(self) -> None:

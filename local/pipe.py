@@ -54,6 +54,7 @@ class Pipe:
         self._slots = threading.Semaphore(BATCHES)
         self._batches = ThreadPoolExecutor(BATCHES, thread_name_prefix="pipe-batch")
         self.failures: list[str] = []
+        self.executions: list[str] = []  # of each batch, the metric that counts its failure, or ""
         self._thread = threading.Thread(target=self._run, name="pipe", daemon=True)
 
     def start(self) -> None:
@@ -126,6 +127,8 @@ class Pipe:
         messages = self._reordered(messages)
         payload, is_error = self._suffering([self._record(message) for message in messages])
         failed = failed_items(payload, is_error, {m["MessageId"] for m in messages})
+        partially = "ExecutionPartiallyFailed" if failed else ""
+        self.executions.append("ExecutionFailed" if is_error else partially)
         for message in messages:
             handle = {"QueueUrl": self._queue_url, "ReceiptHandle": message["ReceiptHandle"]}
             again = message["MessageId"] in failed

@@ -48,9 +48,10 @@ class Function:
 
 @dataclass(frozen=True)
 class Invocation:
-    """One finished invocation; memory in bytes, `seconds` real."""
+    """One finished invocation; memory in bytes, `ended` (since the epoch) and `seconds` real."""
 
     function: str
+    ended: float
     seconds: float
     idle: int
     peak: int
@@ -159,6 +160,7 @@ class Runtime:
         self.invocations.append(
             Invocation(
                 name,
+                time.time(),
                 time.monotonic() - started,
                 answer.get("idle", 0),
                 answer.get("peak", 0),

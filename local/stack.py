@@ -1,4 +1,5 @@
-"""The resources of template.yaml, created in moto: what deploying the stack is on AWS."""
+"""The resources of template.yaml and of the stacks nested in it, created in moto: what deploying is
+on AWS."""
 
 from __future__ import annotations
 
@@ -42,12 +43,13 @@ ADAPTER = [
     "AWS::SES::ReceiptRule",
     "AWS::Events::Rule",
     "AWS::SSM::Document",
+    "AWS::CloudWatch::Alarm",
+    "AWS::Logs::QueryDefinition",
+    "AWS::CloudFormation::Stack",
 ]
 NO_EFFECT = {
-    "AWS::CloudWatch::Alarm": "nothing evaluates alarms, and moto gets no metrics from the logs",
     "AWS::Lambda::LayerVersion": "runtime.py builds the layers for this machine's Python",
     "AWS::Lambda::Permission": "resource policies of functions are not checked",
-    "AWS::Logs::QueryDefinition": "moto runs no Logs Insights queries",
     "AWS::S3::BucketPolicy": "moto ignores its conditions, so that the TLS rule would forbid all",
 }
 
@@ -62,11 +64,13 @@ class Stack:
         root: Path,
         parameters: Mapping[str, str],
         client: Callable[[str], Any],
+        template: str = "template.yaml",
+        name: str = "",
     ) -> None:
         self._root = root
         self._client = client
-        self.name = f"ses-mail-{parameters['Environment']}"
-        source = include(yaml_parse((root / "template.yaml").read_text()), root)
+        self.name = name or f"ses-mail-{parameters['Environment']}"
+        source = include(yaml_parse((root / template).read_text()), root)
         translated = _translate(source, parameters)
         defaults = {
             key: str(p["Default"]) for key, p in source["Parameters"].items() if "Default" in p
@@ -84,9 +88,9 @@ class Stack:
         self._created = self._create(translated)
         self.outputs: dict[str, str] = {
             output["OutputKey"]: output["OutputValue"]
-            for output in client("cloudformation").describe_stacks(StackName=self.name)["Stacks"][
-                0
-            ]["Outputs"]
+            for output in client("cloudformation")
+            .describe_stacks(StackName=self.name)["Stacks"][0]
+            .get("Outputs", [])
         }
         for kind in ADAPTER:
             for logical_id in self.of_type(kind):
@@ -296,6 +300,23 @@ class Stack:
             DocumentFormat="JSON",
             Content=json.dumps(properties["Content"]),
         )
+
+    def _Alarm(self, properties: Any) -> None:  # noqa: N802
+        properties["Threshold"] = float(properties["Threshold"])
+        self._client("cloudwatch").put_metric_alarm(**properties)
+
+    def _QueryDefinition(self, properties: Any) -> None:  # noqa: N802
+        self._client("logs").put_query_definition(
+            name=properties["Name"],
+            queryString=properties["QueryString"],
+            logGroupNames=properties["LogGroupNames"],
+        )
+
+    def _Stack(self, properties: Any) -> None:  # noqa: N802
+        # CloudFormation gives a nested stack's parameters as text.
+        parameters = {name: str(value) for name, value in properties["Parameters"].items()}
+        template = properties["TemplateURL"]
+        Stack(self._root, parameters, self._client, template, f"{self.name}-{Path(template).stem}")
 
     def _ReceiptRuleSet(self, properties: Any) -> None:  # noqa: N802
         self._client("ses").create_receipt_rule_set(RuleSetName=properties["RuleSetName"])

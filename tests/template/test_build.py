@@ -39,7 +39,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, path: str) -> Path:
     root = tmp_path_factory.mktemp("project")
     for folder in ("functions", "layers", "statemachines", "runbooks"):
         shutil.copytree(ROOT / folder, root / folder)
-    for file in ("template.yaml", "samconfig.toml"):
+    for file in ("template.yaml", "monitoring.yaml", "samconfig.toml"):
         shutil.copy(ROOT / file, root)
     # What an editor or a test run leaves behind must not be shipped.
     (root / "functions/ses_mail/__pycache__").mkdir(exist_ok=True)

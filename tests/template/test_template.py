@@ -66,7 +66,10 @@ def env(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize(
     "command",
     [
-        ["-c", "import sys; from cfnlint.runner import main; sys.exit(main())", "template.yaml"],
+        [
+            *("-c", "import sys; from cfnlint.runner import main; sys.exit(main())"),
+            *("template.yaml", "monitoring.yaml"),
+        ],
         ["-m", "samcli", "validate", "--lint"],
     ],
     ids=["cfn-lint", "sam validate"],
