@@ -1,0 +1,58 @@
+"""One embedded cloud for the folder, and the count of the blocks that were run."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from local.cloud import Cloud
+from local.iam import ACCOUNT
+from tests.workflow.kit import Post
+
+from .blocks import Terminal
+from .cases import World
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="package")
+def cloud() -> Iterator[Cloud]:
+    with Cloud(ROOT, time_factor=0.002) as running:
+        running.runtime.prewarm()
+        yield running
+
+
+@pytest.fixture
+def world(cloud: Cloud, tmp_path: Path) -> Iterator[World]:
+    """Starts without rules and letters, with the pipe running."""
+    yield World(
+        cloud,
+        Post(cloud),
+        Terminal(cloud, tmp_path),
+        names={"account-id": ACCOUNT, "environment": cloud.environment},
+    )
+    cloud.google.faults.clear()
+    cloud.ses.faults.clear()
+    cloud.pipe.resume()
+    cloud.wait_idle()
+    Post(cloud).take()
+    table = cloud.resource("RoutingTable")
+    dynamodb = cloud.client("dynamodb")
+    for item in dynamodb.scan(TableName=table)["Items"]:
+        dynamodb.delete_item(TableName=table, Key={name: item[name] for name in ("PK", "SK")})
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many blocks of each runbook were run, as written or changed, and how many were not."""
+    counts: dict[str, Counter[str]] = {}
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        properties = dict(report.user_properties)
+        if report.when == "call" and "block" in properties:
+            counts.setdefault(str(properties["runbook"]), Counter())[str(properties["block"])] += 1
+    for runbook, count in counts.items():
+        run = count["as written"] + count["changed"]
+        terminalreporter.write_line(
+            f"{runbook}: {count.total()} blocks, {run} executed ({count['changed']} of them "
+            f"changed as the runbook lists), {count['marked']} marked as not executable"
+        )
