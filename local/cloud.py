@@ -30,7 +30,7 @@ from samtranslator.yaml_helper import yaml_parse
 from local import iam, strict
 from local.asl import Interpreter
 from local.automation import Automation
-from local.events import EventBus, install_redrive_policy
+from local.events import EventBus, install_parameter_changes, install_redrive_policy
 from local.faults import ABORT, Faults
 from local.google import Google
 from local.metrics import Metrics
@@ -304,6 +304,9 @@ class Cloud:
             self.faults,
         )
         self._cleanup.callback(self.events.stop)
+        patches = Patches()
+        install_parameter_changes(patches, self.events)
+        self._cleanup.callback(patches.undo)
 
     def _on_client(self, client: Any) -> None:
         if self._injected:

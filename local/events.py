@@ -1,5 +1,5 @@
-"""EventBridge and SNS, as far as deliveries may fail: the sweeper's events, and dead letters of the
-subscription."""
+"""EventBridge and SNS, as far as deliveries may fail: status changes of executions, changed
+parameters, schedules, and dead letters of the subscription."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from moto.sns.models import Subscription
 from moto.sqs.models import sqs_backends
+from moto.ssm.models import SimpleSystemManagerBackend
 
 from local.asl import iso
 from local.faults import DUPLICATE, LOST, Faults, message_id_in
@@ -45,7 +46,7 @@ class EventBus:
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self.under_way = 0
-        self.paused = False  # status changes are lost, all of them
+        self.paused = False  # status changes and changed parameters are lost, all of them
         self.failures: list[str] = []  # of deliveries that were given up
 
     def stop(self) -> None:
@@ -53,8 +54,6 @@ class EventBus:
 
     def execution_ended(self, execution: Any) -> None:
         """Tell the status change of an execution, best effort as on AWS."""
-        if self.paused:
-            return
         detail = {
             "executionArn": execution.exec_arn,
             "stateMachineArn": execution.state_machine.arn,
@@ -66,10 +65,21 @@ class EventBus:
             "inputDetails": {"included": True},
         }
         event = self._event("aws.states", "Step Functions Execution Status Change", detail)
-        event["resources"] = [execution.exec_arn]
+        self._tell({**event, "resources": [execution.exec_arn]}, execution.name)
+
+    def parameter_put(self, name: str, operation: str, description: str, kind: str) -> None:
+        """Tell the change of a parameter, best effort as on AWS; operation is Create or Update."""
+        detail = {"operation": operation, "name": name, "type": kind, "description": description}
+        event = self._event("aws.ssm", "Parameter Store Change", detail)
+        arn = f"arn:aws:ssm:{REGION}:{ACCOUNT}:parameter/{name.lstrip('/')}"
+        self._tell({**event, "resources": [arn]}, name)
+
+    def _tell(self, event: Mapping[str, Any], key: str) -> None:
+        if self.paused:
+            return
         for rule in self._rules.values():
             if "EventPattern" in rule and matches(rule["EventPattern"], event):
-                kind = self._faults.strike("events:Deliver", "eventbridge", execution.name)
+                kind = self._faults.strike("events:Deliver", "eventbridge", key)
                 for _ in range({LOST: 0, DUPLICATE: 2}.get(kind or "", 1)):
                     self._deliver(rule, event)
 
@@ -127,13 +137,35 @@ class EventBus:
 
 
 def matches(pattern: Mapping[str, Any], event: Mapping[str, Any]) -> bool:
-    """Whether an event pattern with nothing but lists of values admits the event."""
+    """Whether an event pattern with nothing but lists of values and prefixes admits the event."""
     return all(
         isinstance(event.get(key), dict) and matches(wanted, event[key])
         if isinstance(wanted, Mapping)
-        else event.get(key) in wanted
+        else any(_is(one, event.get(key)) for one in wanted)
         for key, wanted in pattern.items()
     )
+
+
+def _is(wanted: Any, value: Any) -> bool:
+    if not isinstance(wanted, Mapping):
+        return bool(value == wanted)
+    ((kind, start),) = wanted.items()
+    if kind != "prefix":
+        raise NotImplementedError(f"local/events.py matches no {kind}")
+    return isinstance(value, str) and value.startswith(start)
+
+
+def install_parameter_changes(patches: Patches, bus: EventBus) -> None:
+    """Let the parameter store tell the bus what is put into it."""
+    original = SimpleSystemManagerBackend.put_parameter
+
+    def put_parameter(self: Any, name: str, description: str, *args: Any, **kwargs: Any) -> Any:
+        parameter = original(self, name, description, *args, **kwargs)
+        operation = "Create" if parameter.version == 1 else "Update"
+        bus.parameter_put(name, operation, description or "", parameter.parameter_type)
+        return parameter
+
+    patches.replace(SimpleSystemManagerBackend, "put_parameter", put_parameter)
 
 
 def install_redrive_policy(patches: Patches, faults: Faults) -> None:

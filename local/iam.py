@@ -81,6 +81,9 @@ CALLS: dict[tuple[str, str], Callable[[Mapping[str, Any]], Needs]] = {
     ("ssm", "GetParameter"): lambda p: [
         ("ssm:GetParameter", _arn("ssm", f"parameter/{p['Name'].lstrip('/')}"))
     ],
+    ("ssm", "GetParametersByPath"): lambda p: [
+        ("ssm:GetParametersByPath", _arn("ssm", f"parameter/{p['Path'].lstrip('/')}"))
+    ],
     # iam:PassRole too, on the role that the document assumes: not checked here.
     ("ssm", "StartAutomationExecution"): lambda p: [
         (

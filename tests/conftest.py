@@ -177,6 +177,11 @@ class Aws:
         return clients.sqs().create_queue(QueueName=name)["QueueUrl"]
 
     @cached_property
+    def gmail_forwarder_dlq_url(self) -> str:
+        name = f"ses-gmail-forwarder-dlq-{self.environment}"
+        return clients.sqs().create_queue(QueueName=name)["QueueUrl"]
+
+    @cached_property
     def state_machine_arn(self) -> str:
         answer = clients.stepfunctions().create_state_machine(
             name=f"ses-mail-process-email-{self.environment}",
@@ -228,9 +233,15 @@ class Aws:
 
     def deliveries(self) -> dict[str, dict[str, Any]]:
         """The deliveries table's items under their sort keys."""
+        return {item["SK"]: item for item in self._recorded()}
+
+    def token_checks(self) -> dict[str, dict[str, Any]]:
+        """The deliveries table's items about tokens under the parameters' names."""
+        return {item["PK"].removeprefix("TOKEN#"): item for item in self._recorded()}
+
+    def _recorded(self) -> list[dict[str, Any]]:
         items = clients.dynamodb().scan(TableName=self.deliveries_table)["Items"]
-        plain = [{n: TypeDeserializer().deserialize(v) for n, v in i.items()} for i in items]
-        return {item["SK"]: item for item in plain}
+        return [{n: TypeDeserializer().deserialize(v) for n, v in i.items()} for i in items]
 
     def put_delivery(self, item: Mapping[str, Any]) -> None:
         clients.dynamodb().put_item(TableName=self.deliveries_table, Item=_item(item))
@@ -519,13 +530,21 @@ class Logs:
     def metrics(self) -> dict[str, float]:
         """Sums of all metrics so far."""
         sums: Counter[str] = Counter()
+        for name, values in self._published():
+            sums[name] += sum(values)
+        return dict(sums)
+
+    def values(self, metric: str) -> list[float]:
+        """Every value of one metric so far, in order."""
+        return [value for name, values in self._published() if name == metric for value in values]
+
+    def _published(self) -> Iterator[tuple[str, list[float]]]:
         for line in self._metrics().splitlines():
             blob = json.loads(line)
             for directive in blob["_aws"]["CloudWatchMetrics"]:
                 for metric in directive["Metrics"]:
                     values = blob[metric["Name"]]
-                    sums[metric["Name"]] += sum(values if isinstance(values, list) else [values])
-        return dict(sums)
+                    yield metric["Name"], values if isinstance(values, list) else [values]
 
     def text(self) -> str:
         """Everything, for what must not be in it."""

@@ -25,6 +25,7 @@ FUNCTIONS = {
     "GmailForwarderFunction": "gmail_forwarder",
     "BouncerFunction": "bouncer",
     "SweeperFunction": "sweeper",
+    "TokenMonitorFunction": "token_monitor",
 }
 DOCUMENTS = {
     "DlqRedriveDocument": "dlq_redrive",
@@ -656,13 +657,22 @@ def needed(project: Project, logical_id: str) -> set[Grant]:
         project.arn(queue)
         for queue, resource in project.resources.items()
         if resource["Type"] == "AWS::SQS::Queue"
-        and project.resolve({"Ref": queue}) in variables.values()
+        and project.resolve({"Ref": queue})
+        in [url for name, url in variables.items() if name.endswith("DLQ_URL")]
     ]
-    secrets = f"arn:aws:ssm:{REGION}:{ACCOUNT}:parameter"
-    parameters = [
-        f"{secrets}{variables.get('TOKEN_PARAMETER')}",
-        f"{secrets}{variables.get('MAILBOX_TOKEN_PREFIX')}*",
-    ]
+    in_ssm = f"arn:aws:ssm:{REGION}:{ACCOUNT}"
+    default = f"{in_ssm}:parameter{variables.get('TOKEN_PARAMETER')}"
+    of_mailboxes = f"{in_ssm}:parameter{variables.get('MAILBOX_TOKEN_PREFIX')}"
+    parameters = {
+        "GetParameter": [default],
+        # IAM asks for the right on the path itself.
+        "GetParametersByPath": [of_mailboxes.removesuffix("/")],
+        "StartAutomationExecution": [
+            f"{in_ssm}:automation-definition/{variables.get('REDRIVE_DOCUMENT')}:*"
+        ],
+    }
+    if ("ssm", "GetParametersByPath") not in calls(project, module):
+        parameters["GetParameter"].append(f"{of_mailboxes}*")
     identities = [f"arn:aws:ses:*:*:identity/{domain}" for domain in PARAMETERS["Domains"]]
     grants = set()
     for prefix, operation in calls(project, module):
@@ -678,7 +688,7 @@ def needed(project: Project, logical_id: str) -> set[Grant]:
             "s3": [f"{bucket}/emails/*"],
             "ses": identities,
             "sqs": queues,
-            "ssm": parameters,
+            "ssm": parameters.get(operation, []),
             "states": [machine]
             if operation in ("StartExecution", "ListExecutions")
             else [machine.replace(":stateMachine:", ":execution:") + ":*"],
@@ -687,6 +697,9 @@ def needed(project: Project, logical_id: str) -> set[Grant]:
         if operation == "GetObject":
             # Or a missing object is answered like a forbidden one.
             grants.add(Grant("s3:ListBucket", bucket))
+        if operation == "StartAutomationExecution":
+            # Whoever starts a document hands its role over.
+            grants.add(Grant("iam:PassRole", project.arn("DlqRedriveRole")))
     return grants
 
 

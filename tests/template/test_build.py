@@ -69,7 +69,8 @@ def size(folder: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    "name", ["Starter", "Fetcher", "Router", "GmailForwarder", "Bouncer", "Sweeper"]
+    "name",
+    ["Starter", "Fetcher", "Router", "GmailForwarder", "Bouncer", "Sweeper", "TokenMonitor"],
 )
 def test_function_holds_only_our_code(built: Path, name: str) -> None:
     ours = {name for name in files(ROOT / "functions") if name.endswith((".py", "py.typed"))}
@@ -105,7 +106,7 @@ def test_layers_bring_nothing_that_the_runtime_has(built: Path) -> None:
 
 def test_built_template_still_has_all_functions(built: Path) -> None:
     text = (built / "template.yaml").read_text()
-    assert text.count("Type: AWS::Serverless::Function") == 6
+    assert text.count("Type: AWS::Serverless::Function") == 7
 
 
 @pytest.mark.parametrize("document", ["dlq_redrive", "queue_health_check"])
@@ -152,7 +153,7 @@ sys.path += [functions, base, runtime]
 import starter, fetcher, router, bouncer, sweeper
 assert "googleapiclient" not in sys.modules
 sys.path.append(gmail)
-import gmail_forwarder
+import gmail_forwarder, token_monitor
 from google.oauth2 import credentials, service_account
 from googleapiclient.discovery import build
 build("gmail", "v1", static_discovery=True, credentials=credentials.Credentials("token"))

@@ -26,7 +26,8 @@ def test_history_of_the_worst_email_is_what_we_think(project: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["starter", "fetcher", "router", "gmail_forwarder", "bouncer", "sweeper"]
+    "module",
+    ["starter", "fetcher", "router", "gmail_forwarder", "bouncer", "sweeper", "token_monitor"],
 )
 def test_every_function_has_its_test(module: str) -> None:
     assert (ROOT / f"tests/functions/test_{module}.py").is_file()

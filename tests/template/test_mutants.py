@@ -175,6 +175,22 @@ MUTANTS = [
         "permissions",
     ),
     Mutant(
+        "tokens of mailboxes not readable",
+        TEMPLATE,
+        "ssm:GetParametersByPath",
+        "ssm:GetParameters",
+        "permissions",
+    ),
+    Mutant("any automation", TEMPLATE, "definition/${DlqRedriveDocument}:*", "*", "permissions"),
+    Mutant("role not handed over", TEMPLATE, "iam:PassRole", "iam:GetRole", "permissions"),
+    Mutant(
+        "monitor may send to the input queue",
+        TEMPLATE,
+        "Action: sqs:GetQueueAttributes\n",
+        "Action: [sqs:GetQueueAttributes, sqs:SendMessage]\n",
+        "permissions",
+    ),
+    Mutant(
         "workflow may not invoke",
         TEMPLATE,
         "                  - !GetAtt BouncerFunction.Arn\n",

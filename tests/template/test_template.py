@@ -1,5 +1,6 @@
 """What template.yaml promises by itself: names, retention, policies, and clean linting."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from local.events import matches
 from tests.template.contract import ACCOUNT, DOCUMENTS, REGION, Grant, Project, as_list
 
 ROOT = Path(__file__).parents[2]
@@ -17,7 +19,15 @@ RULE_ARN = f"arn:aws:ses:{REGION}:{ACCOUNT}:receipt-rule-set/{{}}:receipt-rule/s
 # X-Ray, log deliveries and metrics are no resources: AWS wants the wildcard.
 WILDCARD_RESOURCES = {
     f"{name}Role"
-    for name in ("Starter", "Fetcher", "Router", "GmailForwarder", "Bouncer", "Sweeper")
+    for name in (
+        "Starter",
+        "Fetcher",
+        "Router",
+        "GmailForwarder",
+        "Bouncer",
+        "Sweeper",
+        "TokenMonitor",
+    )
 } | {"ProcessEmailRole", "QueueHealthCheckRole"}
 
 NAMES = {
@@ -40,12 +50,14 @@ NAMES = {
     "GmailForwarderFunction": "ses-mail-gmail-forwarder-{env}",
     "BouncerFunction": "ses-mail-bouncer-{env}",
     "SweeperFunction": "ses-mail-sweeper-{env}",
+    "TokenMonitorFunction": "ses-mail-token-monitor-{env}",
     "StarterLogGroup": "/aws/lambda/ses-mail-starter-{env}",
     "FetcherLogGroup": "/aws/lambda/ses-mail-fetcher-{env}",
     "RouterLogGroup": "/aws/lambda/ses-mail-router-{env}",
     "GmailForwarderLogGroup": "/aws/lambda/ses-mail-gmail-forwarder-{env}",
     "BouncerLogGroup": "/aws/lambda/ses-mail-bouncer-{env}",
     "SweeperLogGroup": "/aws/lambda/ses-mail-sweeper-{env}",
+    "TokenMonitorLogGroup": "/aws/lambda/ses-mail-token-monitor-{env}",
     "DlqRedriveDocument": "SESMail-DLQ-Redrive-{env}",
     "QueueHealthCheckDocument": "SESMail-Queue-HealthCheck-{env}",
     "BaseLayer": "ses-mail-base-{env}",
@@ -373,6 +385,7 @@ def test_forwarder_concurrency(concurrency: int, reserved: int | None) -> None:
         ("RouterFunction", 30, 512, ["base"]),
         ("GmailForwarderFunction", 300, 1024, ["base", "gmail"]),
         ("BouncerFunction", 60, 512, ["base"]),
+        ("TokenMonitorFunction", 300, 512, ["base", "gmail"]),
     ],
 )
 def test_functions(name: str, timeout: int, memory: int, layers: list[str]) -> None:
@@ -381,6 +394,37 @@ def test_functions(name: str, timeout: int, memory: int, layers: list[str]) -> N
     assert function["Layers"] == [f"ses-mail-{layer}-test" for layer in layers]
     assert (function["Runtime"], function["Architectures"]) == ("python3.13", ["x86_64"])
     assert function["CodeUri"] == "functions/"
+
+
+@pytest.mark.parametrize(
+    ("operation", "name", "admitted"),
+    [
+        ("Update", "/ses-mail/{env}/gmail-token", True),
+        ("Create", "/ses-mail/{env}/gmail-token", True),
+        ("Update", "/ses-mail/{env}/gmail-tokens/anna_40example.com", True),
+        ("Create", "/ses-mail/{env}/gmail-tokens/anna_40example.com", True),
+        ("Delete", "/ses-mail/{env}/gmail-token", False),
+        ("LabelParameterVersion", "/ses-mail/{env}/gmail-token", False),
+        ("Update", "/ses-mail/{env}/gmail-token-old", False),
+        ("Update", "/ses-mail/other/gmail-tokens/anna_40example.com", False),
+        ("Update", "/ses-mail/{env}", False),
+    ],
+)
+def test_which_changed_parameters_wake_the_token_monitor(
+    env: str, operation: str, name: str, admitted: bool
+) -> None:
+    events = stack(env).properties("TokenMonitorFunction")["Events"]
+    sample = json.loads((ROOT / "events/token_monitor.json").read_text())
+    detail = {**sample["detail"], "operation": operation, "name": name.format(env=env)}
+    pattern = events["TokenChanged"]["Properties"]["Pattern"]
+    assert matches(pattern, {**sample, "detail": detail}) is admitted
+    assert events["Hourly"]["Properties"]["Schedule"] == "rate(1 hour)"
+
+
+def test_the_automations_role_is_handed_to_automation_alone(env: str) -> None:
+    (policy,) = stack(env).properties("TokenMonitorRole")["Policies"]
+    (passing,) = [s for s in policy["PolicyDocument"]["Statement"] if s["Action"] == "iam:PassRole"]
+    assert passing["Condition"] == {"StringEquals": {"iam:PassedToService": "ssm.amazonaws.com"}}
 
 
 def test_no_role_has_wildcards_that_aws_does_not_force(env: str) -> None:

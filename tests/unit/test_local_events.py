@@ -1,8 +1,20 @@
-"""Which events a rule's pattern admits."""
+"""Which events a rule's pattern admits, and what the bus tells."""
 
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import boto3
 import pytest
+from moto import mock_aws
 
-from local.events import matches
+from local.events import EventBus, install_parameter_changes, matches
+from local.faults import Faults
+from local.iam import REGION
+from local.patches import Patches
+
+ROOT = Path(__file__).parents[2]
 
 PATTERN = {
     "source": ["aws.states"],
@@ -26,3 +38,69 @@ PATTERN = {
 )
 def test_matches(event: dict[str, object], admitted: bool) -> None:
     assert matches(PATTERN, event) is admitted
+
+
+TOKENS = {"detail": {"name": ["/p/token", {"prefix": "/p/tokens/"}]}}
+
+
+@pytest.mark.parametrize(
+    ("name", "admitted"),
+    [
+        ("/p/token", True),
+        ("/p/tokens/anna", True),
+        ("/p/tokens", False),
+        ("/p/token/anna", False),
+        ("/q/p/tokens/anna", False),
+        (None, False),
+    ],
+)
+def test_prefixes(name: str | None, admitted: bool) -> None:
+    assert matches(TOKENS, {"detail": {"name": name}}) is admitted
+
+
+def test_what_it_cannot_match_is_an_error() -> None:
+    with pytest.raises(NotImplementedError, match="suffix"):
+        matches({"name": [{"suffix": "x"}]}, {"name": "x"})
+
+
+def test_what_the_bus_tells_of_a_parameter() -> None:
+    """The event is the one that the function's sample shows."""
+    told: list[Any] = []
+    rules = {
+        "all": {
+            "EventPattern": {"source": ["aws.ssm"]},
+            "Targets": [{"Arn": "arn:aws:lambda:r:a:function:f"}],
+        }
+    }
+
+    def invoke(_function: str, event: Any) -> tuple[str, bool]:
+        told.append(event)
+        return "{}", False
+
+    with mock_aws():
+        patches = Patches()
+        bus = EventBus(rules, invoke, lambda: 1795514400.0, 1.0, Faults())
+        install_parameter_changes(patches, bus)
+        try:
+            ssm = boto3.client(
+                "ssm", region_name=REGION, aws_access_key_id="x", aws_secret_access_key="x"
+            )
+            for _ in range(2):
+                ssm.put_parameter(
+                    Name="/ses-mail/test/gmail-tokens/anna_40example.com",
+                    Value="secret",
+                    Type="SecureString",
+                    Overwrite=True,
+                )
+            bus.paused = True
+            ssm.put_parameter(Name="/other", Value="lost", Type="String")
+        finally:
+            patches.undo()
+    while bus.under_way:
+        time.sleep(0.01)
+    sample = json.loads((ROOT / "events/token_monitor.json").read_text())
+    assert sorted(event["detail"].pop("operation") for event in told) == ["Create", "Update"]
+    del sample["detail"]["operation"]
+    same = {"id": sample["id"], "time": sample["time"]}
+    assert all({**event, **same} == sample for event in told)
+    assert "secret" not in repr(told)
