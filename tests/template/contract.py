@@ -480,7 +480,7 @@ def retries(project: Project) -> list[str]:
             problems.append(f"{task.name!r}: the first retrier is not for permanent errors")
         if not names or names[-1] != {"States.ALL"}:
             problems.append(f"{task.name!r}: States.ALL is not the last retrier")
-        if task.is_lambda and not LAMBDA_ERRORS <= task.retried_errors:
+        if task.is_lambda and not task.retried_errors >= LAMBDA_ERRORS:
             problems.append(f"{task.name!r} does not name all errors of Lambda itself")
         if any("States.ALL" in group for group in names[:-1]):
             problems.append(f"{task.name!r}: States.ALL is not alone and last")
