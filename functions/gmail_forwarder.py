@@ -45,4 +45,6 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
         raise
     observe.action_result(delivery, ended.state, ended.result_id, ended.reason)
     observe.count("Forwarded")
+    if "SPAM" in order.labels:
+        observe.count("Spam")
     return {"outcome": ended.state, "resultId": ended.result_id, "reason": ended.reason}

@@ -17,6 +17,7 @@ def handler(event: list[dict[str, Any]], context: Any) -> dict[str, Any]:
         clients.sqs(),
         os.environ["STATE_MACHINE_ARN"],
         os.environ["INPUT_DLQ_URL"],
+        observe.email,
     )
     failed: list[str] = []
     for record in event:
@@ -30,11 +31,9 @@ def handler(event: list[dict[str, Any]], context: Any) -> dict[str, Any]:
             observe.count("StartsFailed")
             failed.append(record["messageId"])
             continue
-        tracer.put_annotation("messageId", started.message_id)
         logger.info(
             "Start result",
-            messageId=started.message_id,
-            execution=started.execution,
+            executionArn=started.execution_arn,
             result=started.result,
             reason=started.reason,
         )

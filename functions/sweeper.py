@@ -34,7 +34,12 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     ):
         if isinstance(result, Swept):
             swept.append(result.execution_arn)
-            logger.warning("Execution swept", **{**vars(result), "messageId": result.message_id})
+            logger.warning(
+                "Execution swept",
+                messageId=result.message_id,
+                executionArn=result.execution_arn,
+                error=result.error,
+            )
             observe.count("Swept")
         else:
             failed.append(result[0])

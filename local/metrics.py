@@ -91,8 +91,9 @@ class Metrics:
             return answer(response)
 
         patches.replace(CloudWatchResponse, "describe_alarms", describe_alarms)
-        for name in ("put_query_definition", "describe_query_definitions"):
-            patches.add(LogsResponse, name, getattr(self, f"_{name}"))
+        # moto calls them on its response; a bound method would not get that.
+        patches.add(LogsResponse, "put_query_definition", lambda r: self._put_query(r))
+        patches.add(LogsResponse, "describe_query_definitions", lambda r: self._describe_queries(r))
 
     # -- metrics -----------------------------------------------------------------------------------
 
@@ -214,7 +215,7 @@ class Metrics:
 
     # -- saved queries -----------------------------------------------------------------------------
 
-    def _put_query_definition(self, response: Any) -> str:
+    def _put_query(self, response: Any) -> str:
         identifier = str(uuid.uuid4())
         self._queries[identifier] = {
             "queryDefinitionId": identifier,
@@ -225,7 +226,7 @@ class Metrics:
         }
         return json.dumps({"queryDefinitionId": identifier})
 
-    def _describe_query_definitions(self, response: Any) -> str:
+    def _describe_queries(self, response: Any) -> str:
         prefix = response._get_param("queryDefinitionNamePrefix", "")
         found = [query for query in self._queries.values() if query["name"].startswith(prefix)]
         return json.dumps({"queryDefinitions": found})

@@ -32,6 +32,12 @@ def count(name: str, value: float = 1) -> None:
     metrics.add_metric(name, MetricUnit.Count, value)
 
 
+def email(message_id: str) -> None:
+    """Whatever is logged and traced from here on belongs to this email."""
+    logger.append_keys(messageId=message_id)
+    tracer.put_annotation("messageId", message_id)
+
+
 def task(handler: Handler) -> Handler:
     """For a task of the state machine, whose event has messageId and executionArn.
 
@@ -41,12 +47,10 @@ def task(handler: Handler) -> Handler:
     @functools.wraps(handler)
     def observed(event: Mapping[str, Any], context: Any) -> Any:
         logger.clear_state()
+        email(event["messageId"])
         logger.append_keys(
-            messageId=event["messageId"],
-            executionArn=event["executionArn"],
-            aws_request_id=context.aws_request_id,
+            executionArn=event["executionArn"], aws_request_id=context.aws_request_id
         )
-        tracer.put_annotation("messageId", event["messageId"])
         try:
             return handler(event, context)
         except Exception as error:

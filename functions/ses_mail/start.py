@@ -1,5 +1,6 @@
 """Turning what lies in the input queue into one execution per email and set of recipients."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,23 +17,27 @@ if TYPE_CHECKING:
 class Started:
     """What became of a message: `started`, `duplicate`, `ignored` or `parked`.
 
-    execution is the execution's name, reason the error's text.
+    reason is the error's text.
     """
 
     result: str
     message_id: str = ""
-    execution: str = ""
+    execution_arn: str = ""
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class Starter:
-    """Starts executions of one state machine and parks what is no notification."""
+    """Starts executions of one state machine and parks what is no notification.
+
+    identified is told the message id before anything is done with an email that may fail.
+    """
 
     stepfunctions: "SFNClient"
     sqs: "SQSClient"
     state_machine_arn: str
     input_dlq_url: str
+    identified: Callable[[str], None]
 
     def start(self, body: str) -> Started:
         """Handle one message; any exception means that it must come again."""
@@ -43,12 +48,13 @@ class Starter:
             # DLQ without a reason.
             self._park(body, error)
             return Started("parked", reason=str(error))
+        self.identified(email.message_id)
         if email.is_setup:
             return Started("ignored", email.message_id)
         for name in email.execution_names():
             result = self._start(email, name)
             if result:
-                return Started(result, email.message_id, name)
+                return Started(result, email.message_id, self._arn(name))
         raise RuntimeError(f"every execution name of {email.message_id} is taken by other input")
 
     def _start(self, email: Notification, name: str) -> str | None:
@@ -60,12 +66,12 @@ class Starter:
         except self.stepfunctions.exceptions.ExecutionAlreadyExists:
             # DescribeExecution lags: ExecutionDoesNotExist right now fails this item, which
             # comes again.
-            existing = self.stepfunctions.describe_execution(
-                executionArn=f"{self.state_machine_arn.replace(':stateMachine:', ':execution:')}"
-                f":{name}"
-            )
+            existing = self.stepfunctions.describe_execution(executionArn=self._arn(name))
             return "duplicate" if email.same_delivery(existing["input"]) else None
         return "started"
+
+    def _arn(self, name: str) -> str:
+        return f"{self.state_machine_arn.replace(':stateMachine:', ':execution:')}:{name}"
 
     def _park(self, body: str, error: InvalidNotificationError) -> None:
         failure = {"action": "start", "error": error.code, "cause": str(error), "at": clock.iso()}

@@ -82,9 +82,12 @@ def test_again_and_by_force(run: Run, google: Google) -> None:
     assert len(google.messages(ANNA)) == 2
 
 
-def test_spam_goes_to_the_spam_folder(run: Run, google: Google) -> None:
+def test_spam_goes_to_the_spam_folder_and_is_counted(
+    run: Run, google: Google, logs: "Logs"
+) -> None:
     run(labels=["SPAM"])
     assert google.messages(ANNA)[0].labels == ("SPAM",)
+    assert logs.metrics() == {"Forwarded": 1, "Spam": 1}
 
 
 @pytest.mark.parametrize(

@@ -64,9 +64,10 @@ def test_the_sample_event(
     assert set(executions[second]) == {"mail", "receipt", "redrive"}
     assert logs.metrics() == {"StartsStarted": 2}
     lines = logs.read("Start result")
-    assert [(x["result"], x["messageId"], x["execution"]) for x in lines] == [
-        ("started", name, first),
-        ("started", name, second),
+    executions_of = aws.state_machine_arn.replace(":stateMachine:", ":execution:")
+    assert [(x["result"], x["messageId"], x["executionArn"]) for x in lines] == [
+        ("started", name, f"{executions_of}:{first}"),
+        ("started", name, f"{executions_of}:{second}"),
     ]
     assert [x["sqsMessageId"] for x in lines] == [r["messageId"] for r in records]
 
@@ -181,7 +182,7 @@ def test_one_failure_does_not_take_the_batch_with_it(
     assert list(aws.executions()) == [message_id(notification)]
     assert logs.metrics() == {"StartsParked": 1, "StartsFailed": 1, "StartsStarted": 1}
     (line,) = logs.read("Start failed")
-    assert (line["error"], line["sqsMessageId"]) == (code, "m1")
+    assert (line["error"], line["sqsMessageId"], line["messageId"]) == (code, "m1", "fails")
 
 
 def test_a_dead_letter_queue_that_refuses(run: Run, aws: "Aws", notification: Any) -> None:

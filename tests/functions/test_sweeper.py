@@ -53,9 +53,13 @@ def start(aws: "Aws", message: Any, stop: bool = True, name: str = "") -> str:
         )
     else:
         starter = Starter(
-            clients.stepfunctions(), clients.sqs(), aws.state_machine_arn, aws.input_dlq_url
+            clients.stepfunctions(),
+            clients.sqs(),
+            aws.state_machine_arn,
+            aws.input_dlq_url,
+            lambda message_id: None,
         )
-        name = starter.start(json.dumps(message)).execution
+        name = starter.start(json.dumps(message)).execution_arn.rpartition(":")[2]
     arn = f"{aws.state_machine_arn.replace(':stateMachine:', ':execution:')}:{name}"
     if stop:
         clients.stepfunctions().stop_execution(executionArn=arn, error="Why", cause="Because")
@@ -63,12 +67,16 @@ def start(aws: "Aws", message: Any, stop: bool = True, name: str = "") -> str:
 
 
 def test_an_aborted_execution_is_parked_once_and_can_be_sent_back(
-    run: Sweep, aws: "Aws", notification: dict[str, Any]
+    run: Sweep, aws: "Aws", notification: dict[str, Any], logs: "Logs"
 ) -> None:
     arn = start(aws, notification)
     assert run(arn) == [arn]
     assert run(arn) == []
     assert run() == []
+    (line,) = logs.read("Execution swept")
+    message_id = notification["mail"]["messageId"]
+    assert (line["messageId"], line["executionArn"], line["error"]) == (message_id, arn, "ABORTED")
+    assert logs.metrics() == {"Swept": 1}
     (letter,) = aws.dead_letters()
     body = letter["body"]
     recipients = notification["receipt"]["recipients"]
