@@ -6,12 +6,11 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
-import click
 import typer
 from botocore.exceptions import BotoCoreError, ClientError
 from google.auth.exceptions import GoogleAuthError
 
-from . import pipe
+from . import pipe, routes
 from .errors import CommandError
 from .output import say, show_json
 from .session import Session
@@ -30,6 +29,7 @@ app = typer.Typer(
     "4 AWS or Google refused, 5 changed meanwhile.",
 )
 pipe.add_to(app)
+routes.add_to(app)
 
 
 @app.callback()
@@ -54,7 +54,7 @@ def choose(
 ) -> None:
     """Operate ses-mail: rules, emails, dead letters, tokens and the pipe of one environment."""
     if env not in ("test", "prod"):
-        raise click.BadParameter(f"{env!r} is neither test nor prod", param_hint="--env")
+        raise typer.BadParameter(f"{env!r} is neither test nor prod", param_hint="--env")
     context.obj = Session(env, profile, region, endpoint_url, json)
 
 
@@ -82,16 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and end the process with its exit code (see errors.py)."""
     given = hoist(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(given, prog_name="sesmail", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        say("Stopped; nothing more was done.")
-        code = 1
+        # Ends the process itself: well, with a command's own code, or for wrong usage with 2.
+        app(given, prog_name="sesmail")
     except (CommandError, ClientError, BotoCoreError, GoogleAuthError) as error:
         if "--json" in given:
             show_json({"error": str(error)})
         say(f"Error: {error}")
-        code = error.exit_code if isinstance(error, CommandError) else CommandError.exit_code
-    sys.exit(code or 0)
+        sys.exit(error.exit_code if isinstance(error, CommandError) else CommandError.exit_code)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
     from mypy_boto3_pipes import EventBridgePipesClient
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_ses import SESClient
     from mypy_boto3_sqs import SQSClient
     from mypy_boto3_ssm import SSMClient
     from mypy_boto3_stepfunctions import SFNClient
@@ -68,6 +69,11 @@ class Session:
         return client
 
     @property
+    def ses(self) -> SESClient:
+        client: SESClient = self._client("ses")
+        return client
+
+    @property
     def sqs(self) -> SQSClient:
         client: SQSClient = self._client("sqs")
         return client
@@ -117,6 +123,10 @@ class Session:
     @property
     def pipe(self) -> str:
         return f"ses-email-router-{self.environment}"
+
+    @property
+    def receipt_rule(self) -> str:
+        return f"ses-mail-{self.environment}"
 
     @property
     def state_machine_arn(self) -> str:

@@ -527,6 +527,11 @@ class Logs:
         found = [json.loads(line) for line in self._stream.getvalue().splitlines()]
         return [line for line in found if message in (None, line["message"])]
 
+    def clear(self) -> None:
+        """Forget the lines so far."""
+        self._stream.seek(0)
+        self._stream.truncate()
+
     def metrics(self) -> dict[str, float]:
         """Sums of all metrics so far."""
         sums: Counter[str] = Counter()

@@ -1,6 +1,6 @@
 """Reading the routing table in as few requests as DynamoDB allows."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ses_mail import addresses, tables
@@ -17,6 +17,16 @@ def key(pattern: str) -> dict[str, str]:
     return {"PK": f"{_PREFIX}{pattern}", "SK": SORT_KEY}
 
 
+def is_rule(item: Mapping[str, Any]) -> bool:
+    """Whether the router could ever read the item."""
+    return str(item["PK"]).startswith(_PREFIX) and item["SK"] == SORT_KEY
+
+
+def pattern(item: Mapping[str, Any]) -> str:
+    """The pattern of a rule's item; `recipient` only repeats it for people."""
+    return str(item["PK"]).removeprefix(_PREFIX)
+
+
 def rules_for(
     dynamodb: "DynamoDBClient", table: str, recipients: Iterable[str]
 ) -> dict[str, dict[str, Any]]:
@@ -25,6 +35,6 @@ def rules_for(
     Consistent reads: an edit takes effect for the next email. An error is an error, never an
     absent rule.
     """
-    patterns = dict.fromkeys(p for r in recipients for p in addresses.patterns(r))
-    items = tables.read_all(dynamodb, table, [key(pattern) for pattern in patterns])
-    return {item["PK"].removeprefix(_PREFIX): item for item in items}
+    wanted = dict.fromkeys(p for r in recipients for p in addresses.patterns(r))
+    items = tables.read_all(dynamodb, table, [key(p) for p in wanted])
+    return {pattern(item): item for item in items}

@@ -4,31 +4,39 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
+from typer.core import TyperGroup
 
 from cli.main import app, hoist
 
 from .conftest import Sesmail
 
 
-def commands(group: click.Group, path: str = "") -> Iterator[tuple[str, click.Command]]:
+def commands(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     for name, command in group.commands.items():
-        if isinstance(command, click.Group):
+        if isinstance(command, TyperGroup):
             yield from commands(command, f"{path}{name} ")
         else:
             yield f"{path}{name}", command
 
 
-ALL = dict(commands(typer.main.get_command(app)))  # type: ignore[arg-type]
+ALL = dict(commands(typer.main.get_command(app)))
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_command_has_help_with_an_example_of_itself(name: str) -> None:
     help_text = ALL[name].help or ""
     assert f"Example: sesmail {name}" in help_text
+
+
+@pytest.mark.parametrize("line", ["pause --bogus", "nothing", "routes nothing", "routes show"])
+def test_wrong_usage_is_told_without_a_stack_trace(sesmail: Sesmail, line: str) -> None:
+    ran = sesmail(line, code=2)
+    assert ran.err
+    assert "Traceback" not in ran.err
 
 
 @pytest.mark.parametrize("name", ALL)

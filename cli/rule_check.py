@@ -1,0 +1,212 @@
+"""What is wrong, or merely odd, with the rules of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ses_mail import addresses, route_table, routing
+from ses_mail.credentials import parameter_name
+
+from . import rules
+
+DEFECT, NOTE = "defect", "note"
+
+Item = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A defect makes mail go elsewhere than the rule says; a note is for reading."""
+
+    pattern: str  # empty: it is about the table as a whole
+    severity: str
+    problem: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Which parameters with Gmail credentials exist."""
+
+    default: str
+    prefix: str
+    parameters: frozenset[str]
+
+
+def findings(
+    items: Iterable[Item], received: Sequence[str] | None, tokens: Tokens | None
+) -> list[Finding]:
+    """Everything worth saying of the table's items.
+
+    `received` are the receipt rule's recipients, `tokens` the credentials; None if unknown.
+    """
+    found: list[Finding] = []
+    read: dict[str, Item] = {}
+    for item in items:
+        if route_table.is_rule(item):
+            read[route_table.pattern(item)] = item
+        else:
+            found.append(_never_read(item))
+    enabled: dict[str, routing.Rule] = {}
+    for pattern, item in sorted(read.items(), key=lambda entry: rules.by_domain(entry[1])):
+        found += _of_item(pattern, item)
+        rule = None if rules.defect_of(item) else routing.parse_rule(pattern, item)
+        if rule:
+            enabled[pattern] = rule
+            found += _of_rule(rule, read, received)
+    found += _of_mailboxes(enabled.values(), tokens)
+    found += _of_all(enabled, received)
+    return found
+
+
+def _never_read(item: Item) -> Finding:
+    return Finding(
+        str(item["PK"]),
+        DEFECT,
+        f"never read: its key is PK {item['PK']}, SK {item['SK']}",
+        f"enter it with sesmail routes add (the router reads SK {route_table.SORT_KEY} under "
+        "PK ROUTE#…) and delete this item",
+    )
+
+
+def _of_item(pattern: str, item: Item) -> Iterator[Finding]:
+    if defect := rules.defect_of(item):
+        if item.get("enabled", True) is False:
+            advice = "mend it before it is enabled, or remove it"
+            yield Finding(pattern, NOTE, f"disabled, and {defect}", advice)
+        else:
+            advice = "mend it: sesmail routes update, or remove and add"
+            yield Finding(pattern, DEFECT, defect, advice)
+    if item.get("recipient", pattern) != pattern:
+        yield Finding(
+            pattern,
+            DEFECT,
+            f"its recipient says {item['recipient']}, but its key, which counts, says {pattern}",
+            "remove it and add the one that is meant",
+        )
+    if "recipient" not in item or item.get("entity_type") != "ROUTE":
+        yield Finding(
+            pattern,
+            NOTE,
+            "lacks recipient or entity_type ROUTE: it works, but the runbook's scan misses it",
+            "remove it and add it anew",
+        )
+
+
+def _of_rule(
+    rule: routing.Rule, read: Mapping[str, Item], received: Sequence[str] | None
+) -> Iterator[Finding]:
+    if len(rule.targets) > routing.MAX_DELIVERIES:
+        yield Finding(
+            rule.pattern,
+            DEFECT,
+            f"{len(rule.targets)} targets: an email has at most {routing.MAX_DELIVERIES} "
+            "deliveries, the rest is parked",
+            "have fewer targets",
+        )
+    if received is not None and not is_received(rule.pattern, received):
+        yield Finding(
+            rule.pattern,
+            DEFECT,
+            f"dead: SES takes mail for {', '.join(received)} only",
+            "deploy with the domain in Domains, or remove the rule",
+        )
+    if rule.pattern == "*":
+        return
+    local, domain = addresses.split(rule.pattern)
+    others = {pattern: item for pattern, item in read.items() if pattern != rule.pattern}
+    # Any address that only the domain's wildcard matches, if that is what the rule is.
+    without = routing.decide(rule.pattern if local != "*" else f'"no such"@{domain}', others)
+    if without.action == routing.PARK or without.matched_rule == routing.NO_RULE:
+        return
+    if (without.action, set(without.targets)) == (rule.action, set(rule.targets)):
+        yield Finding(
+            rule.pattern,
+            NOTE,
+            f"redundant: {without.matched_rule} does the same",
+            "keep it if that rule may change, or remove it",
+        )
+    elif addresses.without_tag(rule.pattern) == without.matched_rule:
+        yield Finding(
+            rule.pattern,
+            NOTE,
+            f"mail with this tag goes another way than {without.matched_rule}",
+            "nothing, if that is meant",
+        )
+
+
+def is_received(pattern: str, received: Sequence[str]) -> bool:
+    """Whether the receipt rule lets any address through that the pattern matches.
+
+    A recipient of a receipt rule is a domain, `.domain` for its subdomains, or an address; no
+    recipient at all lets every verified domain through, and so does the embedded cloud's `*`.
+    """
+    if pattern == "*" or not received or "*" in received:
+        return True
+    local, domain = addresses.split(pattern)
+    for recipient in map(addresses.canonical, received):
+        if recipient.startswith("."):
+            if domain.endswith(recipient):
+                return True
+        elif "@" in recipient:
+            exact = addresses.without_tag(pattern) == addresses.without_tag(recipient)
+            if exact or (local == "*" and domain == addresses.split(recipient)[1]):
+                return True
+        elif domain == recipient:
+            return True
+    return False
+
+
+def _of_mailboxes(enabled: Iterable[routing.Rule], tokens: Tokens | None) -> Iterator[Finding]:
+    if tokens is None:
+        return
+    served: dict[str, str] = {}  # by the default: mailbox → the first pattern that leads there
+    for rule in enabled:
+        for mailbox in rule.targets:
+            own = parameter_name(tokens.prefix, mailbox)
+            if own in tokens.parameters:
+                continue
+            if tokens.default in tokens.parameters:
+                served.setdefault(mailbox, rule.pattern)
+                continue
+            yield Finding(
+                rule.pattern,
+                DEFECT,
+                f"no credentials for {mailbox}: neither {own} nor {tokens.default} exists",
+                f"sesmail token set --mailbox {mailbox} --file token.json",
+            )
+    if len(served) > 1:
+        for mailbox, pattern in served.items():
+            yield Finding(
+                pattern,
+                NOTE,
+                f"{mailbox} is one of {len(served)} mailboxes that rely on {tokens.default}, which "
+                "serves more than one only if it is a service account",
+                f"else sesmail token set --mailbox {mailbox} --file token.json",
+            )
+
+
+def _of_all(
+    enabled: Mapping[str, routing.Rule], received: Sequence[str] | None
+) -> Iterator[Finding]:
+    if "*" not in enabled:
+        yield Finding(
+            "*",
+            NOTE,
+            "there is no such rule: mail to unknown addresses is stored, with an alarm",
+            "sesmail routes add '*' bounce, if strangers shall be told",
+        )
+    elif received and all(_is_covered(recipient, enabled) for recipient in received):
+        yield Finding(
+            "*",
+            NOTE,
+            "shadowed: every domain that SES takes mail for has a wildcard of its own",
+            "nothing, if that is meant",
+        )
+
+
+def _is_covered(recipient: str, enabled: Mapping[str, routing.Rule]) -> bool:
+    canonical = addresses.canonical(recipient)
+    return f"*@{addresses.split(canonical)[1] or canonical}" in enabled
