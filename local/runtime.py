@@ -9,6 +9,8 @@ import json
 import os
 import select
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +29,9 @@ HERE = Path(__file__).parent
 # Real seconds that an invocation is given at least: the work in it is not faster than on Lambda.
 TIMEOUT_FLOOR = 10.0
 WORKERS_PER_FUNCTION = 4
+
+# Lambda's own name of it.
+TIMED_OUT = "Sandbox.Timedout"
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,8 @@ class Runtime:
         )
         pool.give_back(worker)
         error = answer.get("error")
+        if self.faults and error and error["errorType"] == TIMED_OUT:
+            self.faults.timed_out(name, event)
         self.invocations.append(
             Invocation(
                 name,
@@ -203,6 +210,7 @@ class _Pool:
     idle: list[_Worker] = field(default_factory=list)
     all: list[_Worker] = field(default_factory=list)
     started: int = 0
+    nursery: _Nursery | None = None
 
     def __post_init__(self) -> None:
         self.lock = threading.Lock()
@@ -216,10 +224,16 @@ class _Pool:
             if self.runtime.stopped:
                 self.free.release()
                 raise RuntimeError("the embedded cloud is stopped")
+            if self.nursery is None:
+                self.nursery = _Nursery(self.runtime, self.function)
             self.started += 1
-            worker = _Worker(self.runtime, self.function, self.started)
+            number = self.started
+        worker = self.nursery.bear(number)
+        with self.lock:
             self.all.append(worker)
-        worker.wait_until_ready()
+            stopped = self.runtime.stopped
+        if stopped:
+            worker.kill()
         return worker
 
     def give_back(self, worker: _Worker) -> None:
@@ -234,56 +248,104 @@ class _Pool:
         with self.lock:
             for worker in self.all:
                 worker.kill()
+            if self.nursery:
+                self.nursery.close()
+
+
+class _Nursery:
+    """The process of one function that has imported its handler, and of which every worker is a
+    fork: the packages take a second to import, a fork takes milliseconds."""
+
+    def __init__(self, runtime: Runtime, function: Function) -> None:
+        self._runtime = runtime
+        self._function = function
+        self._lock = threading.Lock()
+        self._buffer = b""
+        self._control, theirs = socket.socketpair()
+        with theirs, (runtime.directory / f"{function.name}.0.log").open("ab") as output:
+            self._process = subprocess.Popen(
+                # Isolated (-I) and without site-packages (-S): what is not in a layer is not there.
+                [sys.executable, "-I", "-S", "-B", HERE / "worker.py", str(theirs.fileno())],
+                env={**runtime.surroundings, **_identity(function), **function.environment},
+                cwd=function.code,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        setup = {
+            "name": function.name,
+            "arn": function.arn,
+            "handler": function.handler,
+            "path": [str(p) for p in (function.code, *function.layers, *runtime.libraries)],
+            "iam": str(HERE / "iam.py"),
+            "statements": function.statements,
+            "timeout": function.timeout,
+            "memory": function.memory,
+            "log_group": function.log_group,
+            "epoch": runtime.epoch,
+            "factor": runtime.factor,
+            "own_clock": function.own_clock,
+            "faults": runtime.faults and str(HERE / "faults.py"),
+        }
+        assert self._process.stdin
+        with self._process.stdin as stdin:
+            stdin.write(json.dumps(setup).encode())
+
+    def bear(self, number: int) -> _Worker:
+        """A new worker; waits until the handler is imported."""
+        log = self._runtime.directory / f"{self._function.name}.{number}.log"
+        their_requests, requests = os.pipe()
+        replies, their_replies = os.pipe()
+        with log.open("ab") as output:
+            theirs = [their_requests, their_replies, output.fileno()]
+            with self._lock:
+                socket.send_fds(self._control, [b"fork"], theirs)
+                pid = self._answer()
+        os.close(their_requests)
+        os.close(their_replies)
+        return _Worker(self, self._function, self._runtime, pid, requests, replies)
+
+    def reap(self, pid: int) -> None:
+        """Wait for the end of a worker that was killed, whose number stays its own until then."""
+        with self._lock:
+            self._control.sendall(b"wait %d" % pid)
+            self._answer()
+
+    def close(self) -> None:
+        self._control.close()
+        self._process.kill()
+        self._process.wait()
+
+    def _answer(self) -> int:
+        while b"\n" not in self._buffer:
+            data = self._control.recv(4096)
+            if not data:
+                raise RuntimeError(f"{self._function.name} does not even start; see its log")
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return int(line)
 
 
 class _Worker:
-    def __init__(self, runtime: Runtime, function: Function, number: int) -> None:
+    def __init__(
+        self,
+        nursery: _Nursery,
+        function: Function,
+        runtime: Runtime,
+        pid: int,
+        requests: int,
+        replies: int,
+    ) -> None:
         self.function = function
         self.limit = max(function.timeout * runtime.factor, runtime.timeout_floor)
         self.alive = True
-        request_end, requests = os.pipe()
-        replies, reply_end = os.pipe()
+        self.pid = pid
+        self._nursery = nursery
         self._requests = os.fdopen(requests, "wb", buffering=0)
         self._replies = os.fdopen(replies, "rb", buffering=0)
-        log = runtime.directory / f"{function.name}.{number}.log"
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                # Isolated (-I) and without site-packages (-S): what is not in a layer is not there.
-                [
-                    *(sys.executable, "-I", "-S", "-B", HERE / "worker.py"),
-                    *(str(request_end), str(reply_end)),
-                ],
-                env={**runtime.surroundings, **_identity(function), **function.environment},
-                cwd=function.code,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=(request_end, reply_end),
-                start_new_session=True,
-            )
-        os.close(request_end)
-        os.close(reply_end)
         self._buffer = b""
-        self._send(
-            {
-                "name": function.name,
-                "arn": function.arn,
-                "handler": function.handler,
-                "path": [str(p) for p in (function.code, *function.layers, *runtime.libraries)],
-                "iam": str(HERE / "iam.py"),
-                "statements": function.statements,
-                "timeout": function.timeout,
-                "memory": function.memory,
-                "log_group": function.log_group,
-                "epoch": runtime.epoch,
-                "factor": runtime.factor,
-                "own_clock": function.own_clock,
-                "faults": runtime.faults and str(HERE / "faults.py"),
-            }
-        )
-
-    def wait_until_ready(self) -> None:
-        self._receive(60)
 
     def invoke(self, event: Any, faults: Mapping[str, Any] | None = None) -> dict[str, Any]:
         request = str(uuid.uuid4())
@@ -297,16 +359,17 @@ class _Worker:
                 "faults": faults,
             }
         )
-        answer = self._receive(self.limit)
-        if answer is not None:
-            return answer
-        if self._process.poll() is None:
+        try:
+            answer = self._receive(self.limit)
+        except TimeoutError:
             self.kill()
             return _death(
-                "Sandbox.Timedout",
+                TIMED_OUT,
                 f"RequestId: {request} Error: Task timed out after "
                 f"{self.function.timeout:.2f} seconds",
             )
+        if answer is not None:
+            return answer
         self.kill()
         return _death(
             "Runtime.ExitError",
@@ -316,8 +379,10 @@ class _Worker:
     def kill(self) -> None:
         if self.alive:
             self.alive = False
-            self._process.kill()
-            self._process.wait()
+            os.kill(self.pid, signal.SIGKILL)
+            self._nursery.reap(self.pid)
+            self._requests.close()
+            self._replies.close()
 
     def _send(self, document: Mapping[str, Any]) -> None:
         data = (json.dumps(document) + "\n").encode()
@@ -327,17 +392,16 @@ class _Worker:
                 data = data[self._requests.write(data) :]
 
     def _receive(self, seconds: float) -> dict[str, Any] | None:
-        """None if the process ended or said nothing for that long."""
+        """None if the process ended; TimeoutError if it said nothing for that long."""
         deadline = time.monotonic() + seconds
         poll = select.poll()
         poll.register(self._replies, select.POLLIN)
         while b"\n" not in self._buffer:
             remaining = deadline - time.monotonic()
             if remaining <= 0 or not poll.poll(remaining * 1000):
-                return None
+                raise TimeoutError
             data = self._replies.read(1 << 20)
             if not data:
-                self._process.wait()
                 return None
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")

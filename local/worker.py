@@ -1,9 +1,10 @@
-"""One Lambda sandbox: a child process that runs one handler, one invocation at a time.
+"""Lambda sandboxes: processes that run one handler each, one invocation at a time.
 
 Started by runtime.py as a plain script, isolated from the developer's site-packages; it may import
-nothing but the standard library until `sys.path` is what Lambda's would be. Two file descriptors,
-named on the command line, carry requests and replies, one JSON document per line; stdout and stderr
-are the function's log.
+nothing but the standard library until `sys.path` is what Lambda's would be. The first process
+imports the handler and forks a sandbox whenever it is told to, through a socket whose descriptor is
+named on the command line. A sandbox gets descriptors of its own for requests and replies, one JSON
+document per line, and a log for stdout and stderr.
 """
 
 import contextlib
@@ -12,14 +13,13 @@ import importlib.util
 import json
 import os
 import queue
+import socket
 import sys
 import threading
 import time
 import traceback
 import types
 from typing import Any
-
-REQUESTS, REPLIES = (int(argument) for argument in sys.argv[1:3])
 
 
 class Context:
@@ -114,12 +114,12 @@ def reset_peak() -> None:
         clear_refs.write("5")
 
 
-def reply(document: dict[str, Any]) -> None:
+def reply(replies: int, document: dict[str, Any]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     data = (json.dumps(document) + "\n").encode()
     while data:
-        data = data[os.write(REPLIES, data) :]
+        data = data[os.write(replies, data) :]
 
 
 def failure(error: BaseException, request_id: str) -> dict[str, Any]:
@@ -133,49 +133,82 @@ def failure(error: BaseException, request_id: str) -> dict[str, Any]:
     }
 
 
-def receive(requests: "queue.Queue[dict[str, Any]]") -> None:
+def receive(source: int, requests: "queue.Queue[dict[str, Any]]") -> None:
     """Read requests; the end of the pipe means that the parent is gone, whatever happened to it."""
-    with open(REQUESTS, encoding="utf-8") as lines:
+    with open(source, encoding="utf-8") as lines:
         for line in lines:
             requests.put(json.loads(line))
     os._exit(0)
 
 
+class Sandbox:
+    """The handler, imported once; `serve` runs in a process of its own."""
+
+    def __init__(self, setup: dict[str, Any]) -> None:
+        self._setup = setup
+        self._handler: Any = None
+        self._init_failure: dict[str, Any] | None = None
+        self._sufferer = load(setup["faults"]).Sufferer() if setup["faults"] else None
+        try:
+            if self._sufferer:
+                self._sufferer.install()
+            scale_clock(setup["epoch"], setup["factor"])
+            enforce_role(setup)
+            factor = setup["factor"] if setup["own_clock"] else None
+            self._handler = import_handler(setup["handler"], factor)
+        except Exception as error:
+            traceback.print_exc()
+            self._init_failure = failure(error, "")
+        self._size = memory("VmRSS")
+
+    def serve(self, source: int, replies: int) -> None:
+        """Run invocations until the parent is gone."""
+        # Pages that a fork has not touched yet are no part of its size, but would be on Lambda.
+        untouched = max(0, self._size - memory("VmRSS"))
+        requests: queue.Queue[dict[str, Any]] = queue.Queue()
+        threading.Thread(target=receive, args=(source, requests), daemon=True).start()
+        while True:
+            request = requests.get()
+            os.environ["_X_AMZN_TRACE_ID"] = request["trace"]
+            idle = memory("VmRSS")
+            reset_peak()
+            result, problem = None, self._init_failure
+            if self._sufferer:
+                self._sufferer.begin(request["faults"])
+            if self._handler:
+                try:
+                    result = self._handler(request["event"], Context(self._setup, request))
+                    json.dumps(result)
+                except Exception as error:
+                    result, problem = None, failure(error, request["id"])
+                    traceback.print_exc()
+            sizes = {"idle": idle + untouched, "peak": memory("VmHWM") + untouched}
+            reply(replies, {"result": result, "error": problem, **sizes})
+
+
 def main() -> None:
-    requests: queue.Queue[dict[str, Any]] = queue.Queue()
-    threading.Thread(target=receive, args=(requests,), daemon=True).start()
-    setup = requests.get()
+    setup = json.load(sys.stdin)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     sys.path[:0] = setup["path"]
-    handler = None
-    init_failure = None
-    sufferer = load(setup["faults"]).Sufferer() if setup["faults"] else None
-    try:
-        if sufferer:
-            sufferer.install()
-        scale_clock(setup["epoch"], setup["factor"])
-        enforce_role(setup)
-        handler = import_handler(setup["handler"], setup["factor"] if setup["own_clock"] else None)
-    except Exception as error:
-        traceback.print_exc()
-        init_failure = failure(error, "")
-    reply({"ready": True})
-    while True:
-        request = requests.get()
-        os.environ["_X_AMZN_TRACE_ID"] = request["trace"]
-        idle = memory("VmRSS")
-        reset_peak()
-        result, problem = None, init_failure
-        if sufferer:
-            sufferer.begin(request["faults"])
-        if handler:
-            try:
-                result = handler(request["event"], Context(setup, request))
-                json.dumps(result)
-            except Exception as error:
-                result, problem = None, failure(error, request["id"])
-                traceback.print_exc()
-        reply({"result": result, "error": problem, "idle": idle, "peak": memory("VmHWM")})
+    sandbox = Sandbox(setup)
+    with socket.socket(fileno=int(sys.argv[1])) as control:
+        while True:
+            command, descriptors, _, _ = socket.recv_fds(control, 100, 3)
+            if not command:
+                return
+            if command.startswith(b"wait"):
+                answer, _ = os.waitpid(int(command.split()[1]), 0)
+            elif answer := os.fork():
+                for descriptor in descriptors:
+                    os.close(descriptor)
+            else:
+                break
+            control.sendall(b"%d\n" % answer)
+    requests, replies, log = descriptors
+    for standard in (sys.stdout, sys.stderr):
+        os.dup2(log, standard.fileno())
+    os.close(log)
+    sandbox.serve(requests, replies)
 
 
 if __name__ == "__main__":

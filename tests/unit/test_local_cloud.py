@@ -331,7 +331,7 @@ def test_there_is_room_for_one_cloud(cloud, tmp_path):
 
 def test_nothing_stays_behind(cloud):
     """Last of this cloud's tests, because it ends the cloud."""
-    workers = [w._process.pid for p in cloud.runtime._pools.values() for w in p.all]
+    workers = [w.pid for p in cloud.runtime._pools.values() for w in p.all]
     assert workers
     cloud.stop()
     for pid in workers:

@@ -164,7 +164,7 @@ def test_the_stack_trace_begins_at_the_handler(runtime):
 
 
 def test_time_out(runtime, monkeypatch):
-    monkeypatch.setattr(runtime_module, "TIMEOUT_FLOOR", 0.2)
+    monkeypatch.setattr(runtime, "timeout_floor", 0.2)
     pool = runtime_module._Pool(runtime, runtime.functions["app"], 1)
     worker = pool.take()
     answer = worker.invoke({"do": "hang"})

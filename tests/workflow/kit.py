@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -284,7 +286,7 @@ class Post:
     def kill(self, function: str) -> None:
         """End the function's processes, as Lambda does when one takes too much memory."""
         for worker in list(self.cloud.runtime._pools[f"ses-mail-{function}-test"].all):
-            worker._process.kill()
+            os.kill(worker.pid, signal.SIGKILL)
 
     def until(self, holds: Callable[[], bool]) -> None:
         """Wait for something that happens outside of this process."""
