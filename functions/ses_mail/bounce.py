@@ -70,14 +70,17 @@ class Bouncer:
         if claim is None:
             return _summary(list(ended.values()))
         sender = addresses.canonical(order.source)
+        counted = False
         try:
             verdict = bounce_policy.decide(
                 bounce_policy.Received(
                     order.source, order.receipt, order.received_at, fields, self.our_domains
                 )
             )
-            if verdict.bounce and not self.deliveries.count_bounce(sender, self.per_hour):
-                verdict = bounce_policy.Verdict(False, "sender-limit")
+            if verdict.bounce:
+                counted = self.deliveries.count_bounce(sender, self.per_hour)
+                if not counted:
+                    verdict = bounce_policy.Verdict(False, "sender-limit")
             if not verdict.bounce:
                 self.deliveries.end_bounces(claim, SUPPRESSED, "", verdict.reason, order.execution)
                 return Ended(SUPPRESSED, "", verdict.reason)
@@ -86,6 +89,10 @@ class Bouncer:
             # Nothing was sent yet. If even this fails, the lease runs out by itself.
             with suppress(BotoCoreError, ClientError, DeliveryInProgressError):
                 self.deliveries.give_back_bounces(claim)
+            if counted:
+                # Or a few retries would fill the sender's hour, and a limit suppresses for good.
+                with suppress(BotoCoreError, ClientError):
+                    self.deliveries.uncount_bounce(sender)
             raise
         left = [r for r in order.recipients if r not in ended]
         result_id = self._send(order, left, claim, sender)

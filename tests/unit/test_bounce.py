@@ -307,6 +307,14 @@ def test_an_attempt_that_fails_before_sending_gives_its_lease_back(world: World)
     assert world.attempt() == Ended("bounced", "bounce-1")
 
 
+def test_a_bounce_that_could_not_be_marked_is_not_counted(world: World) -> None:
+    world.aws.wire.lose_request("dynamodb.TransactWriteItems", skip=1)
+    with pytest.raises(ConnectionClosedError):
+        world.attempt()
+    world.aws.wire.cut()
+    assert world.counted() == 0
+
+
 def test_nothing_can_be_given_back_while_the_table_is_down(world: World, time: "Clock") -> None:
     world.aws.wire.answer("dynamodb.UpdateItem", 400, "AccessDeniedException", times=1)
     world.aws.wire.lose_request("dynamodb.TransactWriteItems", skip=1)
