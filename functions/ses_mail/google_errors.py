@@ -2,7 +2,6 @@
 never by text."""
 
 import http.client
-import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,9 +31,6 @@ def translated(token: str) -> Iterator[None]:
     except TypeError:
         # google-auth indexes a token answer of status 200 although it is no JSON object.
         raise GmailTemporaryError("Google's token endpoint sent no JSON") from None
-    except ssl.SSLCertVerificationError:
-        # Somebody sits in the way, or our certificates are old: waiting mends neither.
-        raise
     except (TransportError, httplib2.HttpLib2Error, http.client.HTTPException, OSError) as error:
         raise GmailTemporaryError(
             f"no answer from Google: {type(error).__name__}", type(error).__name__

@@ -1,7 +1,6 @@
 """The resumable upload, and every answer of Google's told by its structured fields."""
 
 import json
-import ssl
 from collections.abc import Iterator
 
 import certifi
@@ -297,14 +296,21 @@ def test_a_hanging_connection_times_out(google: Google, monkeypatch: pytest.Monk
     assert raised.value.code == "TimeoutError"
 
 
-def test_a_certificate_of_somebody_else_is_no_passing_matter(
-    google: Google, anna: Import, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("token", [None, "ya29.x"], ids=["token endpoint", "Gmail"])
+def test_a_certificate_of_somebody_else_may_be_gone_later(
+    google: Google, anna: Import, monkeypatch: pytest.MonkeyPatch, token: str | None
 ) -> None:
-    anna.gmail._http.credentials.token = "ya29.x"
+    anna.gmail._http.credentials.token = token
+    # One transport for Gmail, and for tokens as well.
     monkeypatch.setattr(httplib2, "CA_CERTS", certifi.where())
     monkeypatch.setattr(anna.gmail._http.http, "ca_certs", certifi.where())
-    with pytest.raises(ssl.SSLCertVerificationError):
+    with pytest.raises(GmailTemporaryError) as raised:
         anna.gmail.start()
+    assert "SSLCertVerificationError" in (
+        raised.value.code,
+        type(raised.value.__context__).__name__,
+    )
+    assert google.messages(ANNA) == []
 
 
 def test_the_host_name_is_unknown(
