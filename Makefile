@@ -13,6 +13,7 @@ help:
 	@echo "make local   the same cloud, kept running until Ctrl-C, SMTP on 127.0.0.1:2525"
 	@echo "make picture draw docs/email-path.svg anew from a demo run"
 	@echo "make soak    1,000 emails through random faults, and an account of each (EMAILS=1000 SEED=1)"
+	@echo "             (make soak FAULTS=killed-after@gmail:Chunk=0.1 injects faults of your own)"
 	@echo "make soak-mutants  take out one safeguard after the other: the soak must notice each"
 	@echo "make mutants take out names, metrics, permissions, retries …: a test must notice each"
 	@echo "make test    lint, types, templates and all tests"
@@ -45,7 +46,7 @@ local: $(READY)
 	@exec $(BIN)/python -m local.serve
 
 soak: $(READY)
-	@$(BIN)/python -m local.soak --emails $(or $(EMAILS),1000) --seed $(or $(SEED),1)
+	@$(BIN)/python -m local.soak --emails $(or $(EMAILS),1000) --seed $(or $(SEED),1) --faults "$(FAULTS)"
 
 soak-mutants: $(READY)
 	@$(BIN)/python -m tests.e2e.soak_mutants

@@ -354,7 +354,6 @@ class Cloud:
         attributes = self.client("sqs").get_queue_attributes(
             QueueUrl=queue_url, AttributeNames=["VisibilityTimeout"]
         )["Attributes"]
-        self._queue_url = queue_url
         self.pipe = Pipe(
             name=properties["Name"],
             queue_url=queue_url,
@@ -494,20 +493,21 @@ class Cloud:
             time.sleep(0.02)
 
     def _busy(self) -> str:
-        counts = self.client("sqs").get_queue_attributes(
-            QueueUrl=self._queue_url, AttributeNames=["All"]
-        )["Attributes"]
-        waiting = int(counts["ApproximateNumberOfMessages"])
-        in_flight = int(counts["ApproximateNumberOfMessagesNotVisible"])
+        # Waiting or in flight, in one look: one of them may turn into the other.
+        messages = len(self.pipe.queue._messages)
         running = [e.name for e in self._executions() if e.status == "RUNNING"]
         events = self.events.under_way
         automations = self.automation.under_way
-        if waiting or in_flight or running or events or automations:
+        if messages or running or events or automations:
             return (
-                f"{waiting} waiting, {in_flight} in flight, {events} events, "
+                f"{messages} waiting or in flight, {events} events, "
                 f"{automations} automations, running: {', '.join(running[:5])}"
             )
         return ""
+
+    def _queue(self, logical_id: str) -> Any:
+        name = self.resource(logical_id).rsplit("/", 1)[-1]
+        return sqs_backends[iam.ACCOUNT][iam.REGION].get_queue(name)
 
     def _executions(self) -> list[Any]:
         # moto's own list: the API's is sorted and paged, and this is asked for very often.
@@ -550,10 +550,8 @@ class Cloud:
 
     def dead_letters(self, logical_id: str) -> list[dict[str, Any]]:
         """Bodies (parsed if they are JSON) of a queue's messages, which stay there untouched."""
-        name = self.resource(logical_id).rsplit("/", 1)[-1]
-        queue = sqs_backends[iam.ACCOUNT][iam.REGION].get_queue(name)
         bodies = []
-        for message in list(queue._messages):
+        for message in list(self._queue(logical_id)._messages):
             try:
                 bodies.append(json.loads(message.body))
             except json.JSONDecodeError:

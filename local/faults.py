@@ -19,6 +19,7 @@ import re
 import signal
 import threading
 import time
+import urllib.parse
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -34,7 +35,10 @@ SLOW = "slow answer"
 KILL_BEFORE, KILL_AFTER, KILL_MID = "killed before", "killed after", "killed midway"
 # Of deliveries and executions.
 LOST, DUPLICATE, REORDER, ABORT = "lost", "duplicated", "reordered", "aborted"
+# Nobody's doing: an invocation that Lambda ended because this machine was too slow for it.
+TIMED_OUT = "timed out"
 AFTER = (RESET_AFTER, TIMEOUT_AFTER, KILL_AFTER)
+KILLED = (KILL_BEFORE, KILL_MID, KILL_AFTER)
 
 STATE_MACHINE = "state-machine"
 SLOW_SECONDS = 0.25  # real
@@ -83,6 +87,55 @@ class Fault:
         )
 
 
+_CALL = (
+    *(THROTTLE, ERROR, RESET_BEFORE, RESET_AFTER),
+    *(TIMEOUT_BEFORE, TIMEOUT_AFTER, SLOW, KILL_BEFORE, KILL_AFTER),
+)
+# Where a fault can be named on a command line, and which kinds mean something there.
+PLACES: Mapping[str, Collection[str]] = {
+    **dict.fromkeys(("s3", "dynamodb", "ssm", "sqs", "sfn", "oauth", "gmail"), _CALL),
+    "ses": (*_CALL, REJECT),
+    "gmail:Start": (*_CALL, REJECT),
+    "gmail:Chunk": (*_CALL, RESET_MID, KILL_MID),
+    "lambda:Invoke": (THROTTLE, ERROR, RESET_BEFORE, RESET_AFTER, SLOW),
+    "lambda:Starter": (ERROR, RESET_AFTER),
+    "sns:Deliver": (LOST, DUPLICATE),
+    "events:Deliver": (LOST, DUPLICATE),
+    "sqs:Receive": (DUPLICATE,),
+    "sqs:Order": (REORDER,),
+    "states:Execution": (ABORT,),
+}
+
+
+def parse(text: str) -> list[Fault]:
+    """`KIND@SITE=RATE, …` as typed on a command line; ValueError says what is wrong.
+
+    >>> parse("killed-after@gmail:Chunk=0.1")[0].kind
+    'killed after'
+    """
+    return [_parse_one(part.strip()) for part in text.split(",") if part.strip()]
+
+
+def _parse_one(text: str) -> Fault:
+    kind, _, rest = text.partition("@")
+    site, _, rate = rest.partition("=")
+    service = site.partition(":")[0]
+    allowed = PLACES.get(site, PLACES.get(service))
+    if allowed is None:
+        known = ", ".join(PLACES)
+        raise ValueError(f"{text!r}: no such site; known are {known}, and any of their calls")
+    kind = kind.replace("-", " ")
+    if kind not in allowed:
+        raise ValueError(f"{text!r}: the kinds at {site} are {', '.join(allowed)}")
+    if ":" not in site:
+        # The queue's other sites are the pipe's, with kinds of their own.
+        site += ":SendMessage" if site == "sqs" else ":*"
+    share = float(rate or 1)
+    if not 0 <= share <= 1:
+        raise ValueError(f"{text!r}: a rate is between 0 and 1")
+    return Fault(kind, site, share, whole=True)
+
+
 def decide(
     seed: int, faults: Iterable[Fault], site: str, by: str, key: str, attempt: int, call: int
 ) -> Fault | None:
@@ -105,7 +158,8 @@ def message_id_in(*texts: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Fired:
-    """One fault that really happened."""
+    """One fault that really happened; `whole` as in Fault, `about` says what the call was for (of a
+    bounce: `sending gone@one.example`)."""
 
     kind: str
     site: str
@@ -113,6 +167,8 @@ class Fired:
     key: str
     attempt: int
     call: int
+    whole: bool = False
+    about: str = ""
 
 
 class Faults:
@@ -174,7 +230,7 @@ class Faults:
             "faults": [
                 _plain(fault, key)
                 for fault in faults
-                if not fault.keys or key in fault.keys or records
+                if fault.keys is None or key in fault.keys or records
             ],
             "by": function,
             "key": key,
@@ -182,6 +238,14 @@ class Faults:
             "attempts": records,
             "log": str(self.log),
         }
+
+    def timed_out(self, function: str, event: Any) -> None:
+        """Record an invocation that was ended for its time-out."""
+        if self.log:
+            key = message_id_in(json.dumps(event))
+            delivery = event.get("delivery", {}) if isinstance(event, dict) else {}
+            about = " ".join(delivery.get("recipients", []))
+            _record(self.log, Fired(TIMED_OUT, "lambda:Timeout", function, key, 0, 0, True, about))
 
     def fired(self) -> list[Fired]:
         """Everything that happened so far."""
@@ -247,7 +311,7 @@ class Sufferer:
         self._faults = [Fault(**fault) for fault in told["faults"]] if told else []
         self._call = 0
 
-    def _strike(self, site: str, text: str) -> Fault | None:
+    def _strike(self, site: str, text: str, about: str = "") -> Fault | None:
         told = self._told
         if told is None:
             return None
@@ -256,7 +320,8 @@ class Sufferer:
         call, self._call = self._call, self._call + 1
         fault = decide(told["seed"], self._faults, site, told["by"], key, attempt, call)
         if fault:
-            _record(told["log"], Fired(fault.kind, site, told["by"], key, attempt, call))
+            fired = Fired(fault.kind, site, told["by"], key, attempt, call, fault.whole, about)
+            _record(told["log"], fired)
         return fault
 
     def _aws(self, request: Any, event_name: str, **_: Any) -> Any:
@@ -266,7 +331,9 @@ class Sufferer:
             self._invocation = invocation
             body = request.body or b""
             text = body.decode("latin-1") if isinstance(body, bytes) else str(body)
-            self._fault = self._strike(f"{service}:{operation}", f"{text} {request.url}")
+            self._fault = self._strike(
+                f"{service}:{operation}", f"{text} {request.url}", about_bounce(service, text)
+            )
         elif self._fault and not self._fault.whole:
             self._fault = None
         fault = self._fault
@@ -310,9 +377,26 @@ class Sufferer:
         return request
 
 
+def about_bounce(service: str, body: str) -> str:
+    """`state recipient …` of a write of the deliveries table or of a SendBounce, else nothing.
+
+    The states are the table's; `given-back` is a claim whose lease is over at once.
+    """
+    if service == "ses":
+        found = re.findall(r"Recipient=([^&]+)", body)
+        return " ".join(["SendBounce", *sorted({urllib.parse.unquote(r) for r in found})])
+    recipients = re.findall(r'"BOUNCE#([^"#]+)', body) if service == "dynamodb" else []
+    values = set(re.findall(r'\{"[SN]": "(\w+)"\}', body))
+    written = [state for state in ("sending", "bounced", "suppressed") if state in values]
+    if not recipients or not ("claimed" in values or written):
+        return ""
+    state = written[0] if written else "given-back" if "0" in values else "claimed"
+    return " ".join([state, *sorted(set(recipients))])
+
+
 def _vanish(kind: str, reset: Any, timeout: Any) -> None:
     """End the process, or the call without an answer."""
-    if kind in (KILL_BEFORE, KILL_MID, KILL_AFTER):
+    if kind in KILLED:
         os.kill(os.getpid(), signal.SIGKILL)
     if kind in (RESET_BEFORE, RESET_MID, RESET_AFTER):
         raise reset()

@@ -1,11 +1,15 @@
 """What must become of every email, written from the contract alone.
 
 Nothing here is imported from functions/: it is a second opinion on addresses, rules, verdicts and
-bounces. It knows only what the soak sends, so it may be short where the product must be thorough.
+bounces. It knows only what the soak sends, so it may be short where the product must be thorough,
+and which faults struck.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+from local import faults
+from local.faults import Fired
 
 FORWARD, BOUNCE, STORE, DROP, PARK = "forward-to-gmail", "bounce", "store", "drop", "park"
 SUPPRESS = "suppress"
@@ -121,3 +125,40 @@ def expected(
     if rule.action in (STORE, DROP):
         return frozenset({Effect(rule.action, recipient)})
     return frozenset({Effect(PARK, recipient)})
+
+
+# No answer, or one that does not tell whether the server did it; refusals and slow answers do.
+_UNANSWERED = (
+    *faults.KILLED,
+    *(faults.ERROR, faults.RESET_BEFORE, faults.RESET_AFTER),
+    *(faults.TIMEOUT_BEFORE, faults.TIMEOUT_AFTER),
+)
+# The write was not made: the process died before, or the client's own retries failed too.
+_UNWRITTEN = (
+    *(faults.THROTTLE, faults.ERROR, faults.REJECT),
+    *(faults.RESET_BEFORE, faults.TIMEOUT_BEFORE),
+)
+
+
+def may_have_bounced(email: Email, recipient: str, fired: Iterable[Fired]) -> bool:
+    """Whether a fault struck the bounce of an email between its mark `sending` and the record of
+    SES's answer, so that nobody can know whether it went out."""
+    return any(
+        fault.key == email.message_id and "bouncer" in fault.by and _hides(fault, recipient.lower())
+        for fault in fired
+    )
+
+
+def _hides(fault: Fired, recipient: str) -> bool:
+    state, *recipients = fault.about.split() or [""]
+    if fault.kind == faults.TIMED_OUT:
+        return recipient in (state, *recipients)
+    if recipient not in recipients:
+        return False
+    if state == "SendBounce":
+        return fault.kind in _UNANSWERED
+    if state == "sending":
+        return fault.kind == faults.KILL_AFTER
+    if state in ("bounced", "given-back"):
+        return fault.kind == faults.KILL_BEFORE or (fault.whole and fault.kind in _UNWRITTEN)
+    return False

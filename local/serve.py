@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from local import faults
+
 ROOT = Path(__file__).parent.parent
 DIRECTORY = ROOT / ".local"
 ENDPOINTS = DIRECTORY / "endpoints.json"
@@ -40,6 +42,11 @@ def main() -> int:
     except ValueError as error:
         print(f"A port is not a number: {error}", file=sys.stderr)
         return 2
+    try:
+        planned = faults.parse(os.environ.get("LOCAL_FAULTS", ""))
+    except ValueError as error:
+        print(f"LOCAL_FAULTS: {error}", file=sys.stderr)
+        return 2
     print("Starting the embedded cloud …", flush=True)
     from local.cloud import Cloud, PortTakenError  # takes seconds to import: say something first
 
@@ -53,6 +60,7 @@ def main() -> int:
         aws_port=aws,
         google_port=google,
         directory=DIRECTORY,
+        faults=faults.Faults(0, planned) if planned else None,
     )
     try:
         cloud.start()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import moto.backends
-from moto.dynamodb.models import DynamoDBBackend
+import moto.dynamodb.models as dynamodb_models
+from moto.dynamodb.models import DynamoDBBackend, Table
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication
 from moto.sqs.exceptions import SQSException
 from moto.sqs.models import Queue, SQSBackend
@@ -42,6 +46,7 @@ def install(patches: Patches) -> None:
     wrap(Queue, "add_message", _locked_queue)
     wrap(Queue, "delete_message", _locked_queue)
     wrap(SQSBackend, "receive_message", _locked_receive)
+    wrap(DynamoDBBackend, "transact_write_items", functools.partial(_snapshotting, patches))
     # Conditions and names are checked first and applied later.
     writes = threading.RLock()
     for name in DYNAMODB:
@@ -52,6 +57,33 @@ def install(patches: Patches) -> None:
     wrap(DomainDispatcherApplication, "get_backend_for_host", functools.cache)
     starts = functools.partial(_serialized, lock=threading.RLock())
     wrap(StepFunctionsParserBackend, "start_execution", starts)
+
+
+def _snapshotting(patches: Patches, original: Any) -> Any:
+    """moto copies the whole table for every item of a transaction, in case it has to be undone; the
+    records that the transaction names are enough."""
+    touched: set[str] = set()  # hash keys; the lock of all writes is held
+
+    def snapshot(value: Any, *memo: Any) -> Any:
+        if not isinstance(value, Table):
+            return copy.deepcopy(value, *memo)
+        table = copy.copy(value)
+        table.items = defaultdict(
+            dict,
+            {k: copy.deepcopy(v) if k.value in touched else v for k, v in value.items.items()},
+        )
+        return table
+
+    @functools.wraps(original)
+    def transact_write_items(self: Any, transact_items: Any) -> Any:
+        operations = [operation for item in transact_items for operation in item.values()]
+        keys = [operation.get("Key") or operation["Item"] for operation in operations]
+        touched.clear()
+        touched.update(text for key in keys for value in key.values() for text in value.values())
+        return original(self, transact_items)
+
+    patches.replace(dynamodb_models, "copy", SimpleNamespace(deepcopy=snapshot))
+    return transact_write_items
 
 
 def check_message(body: str, attributes: Mapping[str, Mapping[str, Any]]) -> str | None:

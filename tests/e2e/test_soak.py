@@ -2,8 +2,10 @@
 
 import pytest
 
-from local.faults import ERROR, Fault, Faults, decide
-from local.soak import Soak, digest, make_emails, make_faults
+from local import faults
+from local.faults import ERROR, RESET_AFTER, THROTTLE, Fault, Faults, Fired, decide
+from local.model import may_have_bounced
+from local.soak import Soak, digest, main, make_emails, make_faults, too_rare
 
 SEED, EMAILS = 3, 60
 
@@ -11,7 +13,7 @@ SEED, EMAILS = 3, 60
 @pytest.mark.slow
 def test_every_email_is_accounted_for() -> None:
     emails = make_emails(SEED, EMAILS)
-    soak = Soak(emails, Faults(SEED, make_faults(SEED, emails)), patience=45)
+    soak = Soak(emails, Faults(SEED, make_faults(SEED, emails)), factor=0.05, patience=45)
     with soak.cloud:
         soak.run()
         fired = soak.faults.fired()  # the log goes with the cloud
@@ -62,3 +64,81 @@ def test_a_fault_hits_as_often_as_its_rate_says() -> None:
 def test_what_a_fault_covers(fault: Fault, hit: bool) -> None:
     struck = decide(1, [fault], "s3:GetObject", "ses-mail-fetcher-test", "a", 2, 3)
     assert struck is (fault if hit else None)
+
+
+BOUNCER = "ses-mail-bouncer-test"
+
+
+@pytest.mark.parametrize(
+    ("kind", "site", "by", "whole", "about", "doubtful"),
+    [
+        (faults.KILL_BEFORE, "ses:SendBounce", BOUNCER, False, "SendBounce {r}", True),
+        (faults.RESET_AFTER, "ses:SendBounce", BOUNCER, False, "SendBounce {r}", True),
+        (faults.ERROR, "ses:SendBounce", BOUNCER, False, "SendBounce {r}", True),
+        # A refusal tells that nothing was sent, and a slow answer is one.
+        (faults.THROTTLE, "ses:SendBounce", BOUNCER, True, "SendBounce {r}", False),
+        (faults.REJECT, "ses:SendBounce", BOUNCER, True, "SendBounce {r}", False),
+        (faults.SLOW, "ses:SendBounce", BOUNCER, True, "SendBounce {r}", False),
+        (faults.KILL_AFTER, "ses:SendBounce", BOUNCER, False, "SendBounce x@one.example", False),
+        (faults.KILL_AFTER, "dynamodb:TransactWriteItems", BOUNCER, False, "sending {r}", True),
+        (faults.KILL_BEFORE, "dynamodb:TransactWriteItems", BOUNCER, False, "sending {r}", False),
+        (faults.RESET_AFTER, "dynamodb:TransactWriteItems", BOUNCER, True, "sending {r}", False),
+        (faults.KILL_BEFORE, "dynamodb:TransactWriteItems", BOUNCER, False, "bounced {r}", True),
+        (faults.KILL_AFTER, "dynamodb:TransactWriteItems", BOUNCER, False, "bounced {r}", False),
+        (faults.ERROR, "dynamodb:TransactWriteItems", BOUNCER, True, "bounced {r}", True),
+        # The client's own retry mends it.
+        (faults.ERROR, "dynamodb:TransactWriteItems", BOUNCER, False, "bounced {r}", False),
+        (faults.ERROR, "dynamodb:TransactWriteItems", BOUNCER, True, "given-back {r}", True),
+        (faults.KILL_AFTER, "dynamodb:TransactWriteItems", BOUNCER, True, "claimed {r}", False),
+        (faults.KILL_AFTER, "s3:GetObject", BOUNCER, True, "", False),
+        (faults.RESET_AFTER, "lambda:Invoke", faults.STATE_MACHINE, True, "", False),
+        (faults.TIMED_OUT, "lambda:Timeout", BOUNCER, True, "x@one.example {r}", True),
+        (faults.TIMED_OUT, "lambda:Timeout", BOUNCER, True, "x@one.example", False),
+        (faults.TIMED_OUT, "lambda:Timeout", "ses-mail-router-test", True, "{r}", False),
+    ],
+)
+def test_what_leaves_a_bounce_in_doubt(
+    kind: str, site: str, by: str, whole: bool, about: str, doubtful: bool
+) -> None:
+    email, other = make_emails(1, 2)
+    text = about.format(r="gone@one.example")
+    fired = Fired(kind, site, by, email.message_id, 0, 0, whole, text)
+    assert may_have_bounced(email, "gone@one.example", [fired]) is doubtful
+    assert not may_have_bounced(other, "gone@one.example", [fired])
+
+
+def test_a_kind_that_hardly_fired_is_told() -> None:
+    planned = [Fault(THROTTLE, "s3:*"), Fault(ERROR, "s3:*"), Fault(RESET_AFTER, "s3:*")]
+    fired = [Fired(k, "", "", "", 0, 0) for k in [THROTTLE] * 20 + [ERROR] * 19]
+    assert too_rare(1000, planned, fired) == {ERROR: 19, RESET_AFTER: 0}
+    # Half a run owes half of it.
+    assert too_rare(500, planned, fired) == {RESET_AFTER: 0}
+    assert too_rare(40, planned, []) == {}
+
+
+def test_faults_of_a_command_line() -> None:
+    killed, throttled, parked = faults.parse(
+        "killed-after@gmail:Chunk=0.1, throttled@dynamodb, rejected@ses:SendBounce=1"
+    )
+    assert killed == Fault(faults.KILL_AFTER, "gmail:Chunk", 0.1, whole=True)
+    assert throttled == Fault(faults.THROTTLE, "dynamodb:*", 1, whole=True)
+    assert parked.kind == faults.REJECT
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("throttled@s4", "no such site; known are s3, dynamodb"),
+        ("lost@s3:GetObject", "the kinds at s3:GetObject are throttled, 5xx"),
+        ("throttled", "no such site"),
+        ("throttled@s3=2", "between 0 and 1"),
+        ("throttled@s3=often", "could not convert"),
+    ],
+)
+def test_a_mistyped_fault_is_told(
+    text: str, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--emails", "1", "--faults", text])
+    assert ended.value.code == 2
+    assert complaint in capsys.readouterr().err.replace("\n", " ")
