@@ -24,6 +24,7 @@ import moto.awslambda.models as lambda_models
 from botocore.config import Config
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 from moto.sqs.models import sqs_backends
+from moto.stepfunctions.parser.api import ExecutionStatus
 from moto.stepfunctions.parser.models import stepfunctions_parser_backends
 from samtranslator.yaml_helper import yaml_parse
 
@@ -369,8 +370,8 @@ class Cloud:
 
     def _abort_executions(self) -> None:
         # Before the interpreter wakes their threads from retry waits, or those would go on.
-        for execution in self._executions():
-            if execution.status == "RUNNING" and execution.exec_worker.env:
+        for execution in self._running():
+            if execution.exec_worker and execution.exec_worker.env:
                 execution.stop(stop_date=datetime.now(UTC), error="stopped", cause="stopped")
 
     def _moto_api(self, path: str, document: Mapping[str, Any]) -> None:
@@ -495,7 +496,7 @@ class Cloud:
     def _busy(self) -> str:
         # Waiting or in flight, in one look: one of them may turn into the other.
         messages = len(self.pipe.queue._messages)
-        running = [e.name for e in self._executions() if e.status == "RUNNING"]
+        running = [e.name for e in self._running()]
         events = self.events.under_way
         automations = self.automation.under_way
         if messages or running or events or automations:
@@ -513,6 +514,11 @@ class Cloud:
         # moto's own list: the API's is sorted and paged, and this is asked for very often.
         backend = stepfunctions_parser_backends[iam.ACCOUNT][iam.REGION]
         return [e for machine in backend.state_machines for e in machine.executions]
+
+    def _running(self) -> list[Any]:
+        """Those that are just being started, which have no status yet, too."""
+        running = (None, ExecutionStatus.RUNNING)
+        return [e for e in self._executions() if e.exec_status in running]
 
     def executions(self, message_id: str | None = None) -> list[dict[str, Any]]:
         """DescribeExecution of every execution (of one email), oldest first; `input` and `output`

@@ -340,11 +340,8 @@ class Soak:
                 message_id=email.message_id,
             )
             # SES does not wait either, but a laptop's memory is no cloud's.
-            while self._running() > 150 or self._waiting() > 50:
+            while len(self.cloud._running()) > 150 or self._waiting() > 50:
                 time.sleep(0.1)
-
-    def _running(self) -> int:
-        return sum(execution.status == "RUNNING" for execution in self.cloud._executions())
 
     def _put(self, rules: Iterable[Rule]) -> None:
         for rule in rules:
