@@ -136,6 +136,9 @@ class Session:
             f":stateMachine:ses-mail-process-email-{self.environment}"
         )
 
+    def execution_arn(self, name: str) -> str:
+        return f"{self.state_machine_arn.replace(':stateMachine:', ':execution:')}:{name}"
+
     @property
     def default_token_parameter(self) -> str:
         return f"/ses-mail/{self.environment}/gmail-token"

@@ -5,10 +5,8 @@ that email instead and shows where it went.
 """
 
 import argparse
-import json
 import os
 import random
-import re
 import smtplib
 import sys
 import time
@@ -21,7 +19,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from local import picture, story
+from cli import history
+from local import picture
 from local.cloud import Cloud
 from local.google import Fault, Message
 
@@ -89,10 +88,10 @@ class Demo:
             self.first_sent = time.time()
         return answer.split()[-1].decode()
 
-    def stories(self, message_id: str) -> list[story.Story]:
+    def stories(self, message_id: str) -> list[history.Story]:
         """Every execution of an email, oldest first."""
         return [
-            story.tell(execution, self.cloud.history(execution["executionArn"]))
+            history.tell(execution, self.cloud.history(execution["executionArn"]))
             for execution in self.cloud.executions(message_id)
         ]
 
@@ -115,9 +114,9 @@ class Demo:
             problems += case.after(self, case)
         self.failures += [f"{case.title}: {problem}" for problem in problems]
 
-    def show(self, title: str, recipients: Sequence[str], told: Sequence[story.Story]) -> None:
+    def show(self, title: str, recipients: Sequence[str], told: Sequence[history.Story]) -> None:
         """Add the email's row to the table."""
-        ends = [f"{o.outcome} {o.error}".strip() for s in told for o in s.outcomes]
+        ends = [f"{o.outcome} {o.error}".strip() for s in told for o in s.deliveries]
         why = ", ".join(dict.fromkeys(reason for s in told for reason in s.reasons))
         self.table.add_row(
             title,
@@ -131,14 +130,14 @@ class Demo:
     def _differences(
         self,
         case: Case,
-        told: Sequence[story.Story],
+        told: Sequence[history.Story],
         mailboxes: dict[str, int],
         bounces: int,
         parked: dict[int, int],
     ) -> Iterator[str]:
         made: dict[str, set[str]] = {}
-        for outcome in (o for s in told for o in s.outcomes):
-            made.setdefault(outcome.outcome, set()).update(outcome.recipients)
+        for delivery in (d for s in told for d in s.deliveries):
+            made.setdefault(delivery.outcome, set()).update(delivery.recipients)
         wanted = {outcome: set(recipients) for outcome, recipients in case.outcomes.items()}
         if made != wanted:
             yield f"outcomes are {made}, expected {wanted}"
@@ -252,7 +251,7 @@ def _renew(demo: Demo, case: Case) -> Iterator[str]:
     demo.cloud.wait_idle()
     new = demo.cloud.google.messages(EVE)[before:]
     redriven = [
-        story.tell(e, demo.cloud.history(e["executionArn"]))
+        history.tell(e, demo.cloud.history(e["executionArn"]))
         for e in demo.cloud.executions()[executions:]
     ]
     demo.show("… new token, redriven by itself", case.recipients, redriven)
@@ -504,23 +503,18 @@ def show_ends(demo: Demo) -> None:
                 demo.cloud.resource(queue).rpartition("/")[2],
                 ", ".join(failure["recipients"]),
                 failure["error"],
-                _error_message(failure["cause"]),
+                history.error_message(failure["cause"]),
             )
     for table in (mailboxes, bounces, letters):
         demo.console.print(table)
 
 
-def _error_message(cause: str) -> str:
-    """The message inside the JSON that Lambda makes of an exception, which the Catch has cut."""
-    found = re.search(r'"errorMessage": ?("(?:[^"\\]|\\.)*")', cause)
-    return str(json.loads(found[1])) if found else cause
-
-
-def show_timeline(demo: Demo, told: story.Story) -> None:
+def show_timeline(demo: Demo, told: history.Story) -> None:
     """One execution, state by state."""
     table = Table("ms", "state", "what happened", title=f"Execution {told.name}: {told.status}")
-    for milliseconds, state, what in story.timeline(demo.cloud.history(told.arn)):
-        table.add_row(f"{milliseconds:.0f}", state, what)
+    for step in told.steps:
+        milliseconds = (step.at - told.steps[0].at).total_seconds() * 1000
+        table.add_row(f"{milliseconds:.0f}", step.state, step.what)
     demo.console.print(table)
 
 
@@ -548,7 +542,7 @@ def tour(demo: Demo) -> None:
     demo.console.print(demo.table)
     show_ends(demo)
     retried = [e for e in demo.cloud.executions() if e["status"] == "SUCCEEDED"]
-    stories = [story.tell(e, demo.cloud.history(e["executionArn"])) for e in retried]
+    stories = [history.tell(e, demo.cloud.history(e["executionArn"])) for e in retried]
     show_timeline(demo, max(stories, key=lambda told: told.attempts))
     show_memory(demo)
 

@@ -17,6 +17,7 @@ VERDICTS = ("spamVerdict", "virusVerdict", "spfVerdict", "dkimVerdict", "dmarcVe
 
 # An execution name has 80 characters, and a redrive appends `-{attempt}-{8 hex}`: 64 + 7 + 9.
 _MESSAGE_ID = re.compile(r"[0-9A-Za-z_-]{1,64}\Z")
+_REPEATED = re.compile(r"(?P<message_id>.+?)-\d+-[0-9a-f]{8}")
 _MAX_ATTEMPT = 999_999
 # The input of an execution may have 256 KiB, and each state adds to it.
 _INPUT_LENGTH = 128 * 1024
@@ -109,6 +110,12 @@ def parse(body: object) -> Notification:
             f"{len(receipt['recipients'])} recipients and redrive are too much for one execution"
         )
     return notification
+
+
+def message_id_of(execution_name: str) -> str:
+    """The email that an execution is named after (see execution_names)."""
+    match = _REPEATED.fullmatch(execution_name)
+    return match["message_id"] if match else execution_name
 
 
 def innermost(body: str) -> str:

@@ -28,8 +28,6 @@ _DAY = 24 * 3600
 # After 90 days Step Functions forgets an execution, and nobody asks for its mark any more.
 _MARK_DAYS = 91
 
-_NAME = re.compile(r"(?P<message_id>.+?)-\d+-[0-9a-f]{8}")
-
 
 class StillRunningError(Exception):
     """DescribeExecution lags behind the event that the execution stopped; asked again later."""
@@ -109,14 +107,18 @@ class Sweeper:
             "at": clock.iso(),
         }
         letter, message_id = _letter(execution["input"], failure)
-        if message_id and message_id != _message_id(name) and self._marked({(message_id, name)}):
+        if (
+            message_id
+            and message_id != notification.message_id_of(name)
+            and self._marked({(message_id, name)})
+        ):
             return None
         dead_letters.park(self.sqs, self.input_dlq_url, letter, instead=execution["input"])
-        self._mark(message_id or _message_id(name), name)
+        self._mark(message_id or notification.message_id_of(name), name)
         return Swept(message_id, arn, error)
 
     def _unmarked(self, arns: list[str]) -> list[str]:
-        keys = {arn: (_message_id(_name(arn)), _name(arn)) for arn in arns}
+        keys = {arn: (notification.message_id_of(_name(arn)), _name(arn)) for arn in arns}
         marked = self._marked(set(keys.values()))
         return [arn for arn in keys if keys[arn] not in marked]
 
@@ -145,11 +147,6 @@ class Sweeper:
 
 def _name(arn: str) -> str:
     return arn.rpartition(":")[2]
-
-
-def _message_id(name: str) -> str:
-    match = _NAME.fullmatch(name)
-    return match["message_id"] if match else name
 
 
 def _letter(execution_input: str, failure: dict[str, Any]) -> tuple[dict[str, Any], str]:

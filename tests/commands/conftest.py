@@ -12,6 +12,7 @@ import pytest
 from cli.main import main
 from local.cloud import Cloud
 from local.iam import REGION
+from tests.workflow.kit import Post
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -61,3 +62,14 @@ def sesmail(
         return ran
 
     return run
+
+
+@pytest.fixture
+def post(cloud: Cloud) -> Iterator[Post]:
+    """Emails with addresses of their own; leaves no letter and no fault behind."""
+    yield Post(cloud)
+    cloud.google.faults.clear()
+    cloud.ses.faults.clear()
+    cloud.pipe.resume()
+    cloud.wait_idle(120)
+    Post(cloud).take()

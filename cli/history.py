@@ -1,0 +1,295 @@
+"""What an execution of the state machine did, told from its description and its history."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+Event = Mapping[str, Any]
+
+_VERDICTS = {"Drop as virus": "virus", "Store as loop": "loop", "Deliver as spam": "SPAM"}
+_FAILED = (
+    "taskFailedEventDetails",
+    "taskTimedOutEventDetails",
+    "taskSubmitFailedEventDetails",
+    "taskStartFailedEventDetails",
+    "evaluationFailedEventDetails",
+)
+
+
+@dataclass
+class Attempt:
+    """One try of a task; cause is the error's message without Lambda's stack trace."""
+
+    started: datetime
+    ended: datetime | None = None
+    error: str = ""
+    cause: str = ""
+
+
+@dataclass
+class Task:
+    """A task state that was entered; iteration is the delivery's number, None outside the Map."""
+
+    state: str
+    iteration: int | None
+    attempts: list[Attempt] = field(default_factory=list)
+
+    @property
+    def errors(self) -> list[str]:
+        return [attempt.error for attempt in self.attempts if attempt.error]
+
+
+@dataclass
+class Delivery:
+    """What the router decided for some recipients, and what became of it.
+
+    outcome: delivered, bounced, suppressed, stored, dropped, dead-lettered, unparked, or empty
+    while nobody knows yet. reason is the router's, why the outcome's (`null-sender`).
+    """
+
+    action: str
+    target: str
+    recipients: tuple[str, ...]
+    matched_rule: str
+    reason: str
+    outcome: str = ""
+    error: str = ""
+    cause: str = ""
+    why: str = ""
+    result_id: str = ""
+    at: datetime | None = None
+    tasks: list[Task] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of the timeline; state is empty where a task's end is told."""
+
+    at: datetime
+    iteration: int | None
+    state: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Story:
+    """An execution, told; verdict is `virus`, `loop`, `SPAM`, or empty."""
+
+    name: str
+    arn: str
+    status: str
+    error: str
+    cause: str
+    started: datetime
+    stopped: datetime | None
+    input: dict[str, Any]
+    verdict: str
+    deliveries: tuple[Delivery, ...]
+    tasks: tuple[Task, ...]
+    steps: tuple[Step, ...]
+
+    @property
+    def redrive(self) -> dict[str, Any]:
+        redrive = self.input.get("redrive")
+        return redrive if isinstance(redrive, dict) else {}
+
+    @property
+    def recipients(self) -> list[str]:
+        """The envelope recipients that this execution serves."""
+        everyone = self.input.get("receipt", {}).get("recipients", [])
+        return list(self.redrive.get("recipients", everyone))
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The rules that matched, in order."""
+        matched = (d.matched_rule for d in self.deliveries if d.matched_rule)
+        return tuple(dict.fromkeys(rule for rules in matched for rule in rules.split(", ")))
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What an operator asks for: why suppressed, why dropped, why in the spam folder."""
+        whys = [self.verdict, *(delivery.why for delivery in self.deliveries)]
+        return tuple(dict.fromkeys(why for why in whys if why))
+
+    @property
+    def attempts(self) -> int:
+        """The most attempts of one delivery."""
+        return max(
+            (len(t.attempts) for t in self.tasks if t.state in ("Forward to Gmail", "Send bounce")),
+            default=0,
+        )
+
+    @property
+    def milliseconds(self) -> float:
+        """From start to end; 0 while it runs."""
+        return ((self.stopped or self.started) - self.started).total_seconds() * 1000
+
+
+def tell(execution: Mapping[str, Any], history: Iterable[Event]) -> Story:
+    """From DescribeExecution (input as text or parsed) and GetExecutionHistory, oldest first."""
+    teller = _Teller()
+    for event in history:
+        teller.take(event)
+    given = execution["input"]
+    return Story(
+        execution["name"],
+        execution["executionArn"],
+        execution["status"],
+        execution.get("error", ""),
+        execution.get("cause", ""),
+        execution["startDate"],
+        execution.get("stopDate"),
+        json.loads(given) if isinstance(given, str) else given,
+        teller.verdict,
+        tuple(teller.deliveries + teller.parked),
+        tuple(teller.tasks.values()),
+        tuple(teller.steps),
+    )
+
+
+class _Teller:
+    """Takes events in order; `_place` knows the state and the iteration that each belongs to."""
+
+    def __init__(self) -> None:
+        self.verdict = ""
+        self.deliveries: list[Delivery] = []
+        self.parked: list[Delivery] = []
+        self.tasks: dict[int, Task] = {}
+        self.steps: list[Step] = []
+        self._place: dict[int, tuple[int, int | None]] = {}
+        self._states: dict[int, str] = {}
+
+    def take(self, event: Event) -> None:
+        entered, iteration = self._place.get(event.get("previousEventId", 0), (0, None))
+        kind = event["type"]
+        if kind == "MapIterationStarted":
+            # Its previous event may be of another iteration.
+            entered, iteration = 0, event["mapIterationStartedEventDetails"]["index"]
+        elif kind == "MapStateExited":
+            iteration = None
+        elif details := event.get("stateEnteredEventDetails"):
+            entered = event["id"]
+            self._states[entered] = details["name"]
+            self.verdict = _VERDICTS.get(details["name"], self.verdict)
+            self._step(event, iteration, details["name"], "entered")
+        self._place[event["id"]] = entered, iteration
+        if details := event.get("stateExitedEventDetails"):
+            self._exited(event, iteration, details)
+        elif kind.startswith("Task") or kind == "EvaluationFailed":
+            self._task(event, entered, iteration)
+        elif kind.startswith("Execution"):
+            self._step(event, None, "", kind.removeprefix("Execution").lower())
+
+    def _task(self, event: Event, entered: int, iteration: int | None) -> None:
+        state = self._states.get(entered, "")
+        failed = next((event[name] for name in _FAILED if name in event), None)
+        if entered not in self.tasks:
+            self.tasks[entered] = task = Task(state, iteration)
+            if delivery := self._delivery(iteration):
+                delivery.tasks.append(task)
+        attempts = self.tasks[entered].attempts
+        if event["type"] == "TaskScheduled" or not attempts:
+            attempts.append(Attempt(event["timestamp"]))
+        if failed is not None:
+            attempts[-1].ended = event["timestamp"]
+            attempts[-1].error = failed.get("error", event["type"])
+            attempts[-1].cause = error_message(failed.get("cause", ""))
+            self._step(event, iteration, "", f"failed: {attempts[-1].error}")
+        elif event["type"] == "TaskSucceeded":
+            attempts[-1].ended = event["timestamp"]
+            self._step(event, iteration, "", "succeeded")
+            payload = _object(event["taskSucceededEventDetails"].get("output")).get("Payload")
+            delivery = self._delivery(iteration)
+            if delivery and isinstance(payload, dict):
+                delivery.result_id = payload.get("resultId", "")
+                delivery.why = payload.get("reason", "")
+
+    def _exited(self, event: Event, iteration: int | None, details: Mapping[str, Any]) -> None:
+        output = _object(details.get("output"))
+        delivery = self._delivery(iteration)
+        if details["name"] == "Look up routes" and "deliveries" in output:
+            self.deliveries = [
+                Delivery(
+                    made["action"],
+                    made.get("target", ""),
+                    tuple(made.get("recipients", [])),
+                    made.get("matchedRule", ""),
+                    made.get("reason", ""),
+                )
+                for made in output["deliveries"]
+            ]
+        elif details["name"] == "Park email":
+            for made in output.get("outcomes", []):
+                parked = Delivery(made["action"], "", tuple(made["recipients"]), "", "")
+                self._end(parked, made, event["timestamp"], list(self.tasks.values()))
+                self.parked.append(parked)
+        elif delivery and "outcome" in output:
+            self._end(delivery, output, event["timestamp"], delivery.tasks)
+
+    @staticmethod
+    def _end(delivery: Delivery, made: Mapping[str, Any], at: datetime, tasks: list[Task]) -> None:
+        delivery.outcome = made.get("outcome", "unknown")
+        delivery.error = made.get("error", "")
+        delivery.at = at
+        failed = [a for task in tasks for a in task.attempts if a.error == delivery.error]
+        delivery.cause = failed[-1].cause if failed and delivery.error else ""
+        if delivery.action == "park":
+            delivery.cause = delivery.reason
+
+    def _delivery(self, iteration: int | None) -> Delivery | None:
+        if iteration is None or iteration >= len(self.deliveries):
+            return None
+        return self.deliveries[iteration]
+
+    def _step(self, event: Event, iteration: int | None, state: str, what: str) -> None:
+        self.steps.append(Step(event["timestamp"], iteration, state, what))
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    value = json.loads(text) if text else {}
+    return value if isinstance(value, dict) else {}
+
+
+def error_message(cause: str) -> str:
+    """The message inside the JSON that Lambda makes of an exception, which may have been cut."""
+    found = re.search(r'"errorMessage": ?("(?:[^"\\]|\\.)*")', cause)
+    return str(json.loads(found[1])) if found else cause
+
+
+def longest_wait(definition: Mapping[str, Any], task: Task) -> float | None:
+    """Seconds from the last failure to the next attempt at most (jitter makes it sooner).
+
+    None if the state machine's definition has no retry for it.
+    """
+    state = _find(definition, task.state)
+    counts: dict[int, int] = {}
+    wait: float | None = None
+    for error in task.errors:
+        wait = None
+        for number, retrier in enumerate(state.get("Retry", [])):
+            if error not in retrier["ErrorEquals"] and "States.ALL" not in retrier["ErrorEquals"]:
+                continue
+            counts[number] = counts.get(number, 0) + 1
+            if counts[number] <= retrier.get("MaxAttempts", 3):
+                grown = retrier.get("IntervalSeconds", 1) * retrier.get("BackoffRate", 2) ** (
+                    counts[number] - 1
+                )
+                wait = min(grown, retrier.get("MaxDelaySeconds", grown))
+            break
+    return wait
+
+
+def _find(definition: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    states = definition.get("States", {})
+    if name in states:
+        found: Mapping[str, Any] = states[name]
+        return found
+    for state in states.values():
+        if found := _find(state.get("ItemProcessor", {}), name):
+            return found
+    return {}

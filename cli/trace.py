@@ -1,0 +1,188 @@
+"""`sesmail trace`: what became of one email, and where it is now."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+from ses_mail.errors import printable
+
+from . import emails
+from .emails import Email
+from .errors import NotFoundError
+from .history import Delivery, Story
+from .output import console, say, show_fields, show_json, show_table
+from .session import Session
+from .whereabouts import Place, places, stale
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command()(trace)
+
+
+def trace(
+    context: typer.Context,
+    message_id: Annotated[
+        str, typer.Argument(help="SES's message id, or an execution's name or ARN.")
+    ],
+    pages: Annotated[
+        int, typer.Option(min=1, help="Pages of 1,000 executions to read back at most.")
+    ] = 20,
+) -> None:
+    """Tell what became of an email: executions, attempts, outcome per recipient, where it is now.
+
+    Changes nothing. Letters that it finds are shown to others again at once.
+
+    Example: sesmail trace o3vrnil0e2ic28trm7dfhrc2v0cnbeccl4nbp0g1
+    """
+    session: Session = context.obj
+    email = emails.look_up(session, message_id, pages)
+    if not email.is_known:
+        raise NotFoundError(
+            f"Nothing is known of {email.message_id} in {session.environment}. Looked at: its "
+            "execution (they are kept for 90 days), the deliveries table, the three dead-letter "
+            f"queues, and s3://{session.bucket}/{emails.PREFIX}{email.message_id}."
+        )
+    found = places(email, lambda arn: emails.definition_of(session, arn))
+    if session.as_json:
+        show_json(_document(email, found))
+    else:
+        _show(email, found)
+    if email.listed_since:
+        say(
+            f"Executions that started before {email.listed_since.isoformat(timespec='seconds')} "
+            "were not searched for redrives that left no record: raise --pages."
+        )
+
+
+def _show(email: Email, found: list[Place]) -> None:
+    console().print(f"Email {email.message_id}", markup=False)
+    for place in found:
+        whom = f"{', '.join(place.recipients)}: " if place.recipients else ""
+        console().print(f"  {printable(whom)}{place.text}", markup=False)
+    for letter in stale(email):
+        console().print(
+            f"  A letter of an earlier attempt still waits in {letter.queue}: it may be redriven, "
+            "which delivers nothing twice, or discarded.",
+            markup=False,
+        )
+    for story in email.stories:
+        console().print()
+        show_fields(
+            {
+                "execution": story.name,
+                "status": " ".join(filter(None, (story.status, story.error))),
+                "started": _time(story.started),
+                "stopped": _time(story.stopped),
+                **({"redrive": _redrive(story)} if story.redrive else {}),
+            }
+        )
+        show_table(
+            ("at", "delivery", "state", ""),
+            [
+                (_time(s.at), "" if s.iteration is None else s.iteration + 1, s.state, s.what)
+                for s in story.steps
+            ],
+        )
+        show_table(
+            ("delivery", "recipients", "rule", "reason", "action", "target", "attempts", "outcome"),
+            [
+                (
+                    number,
+                    d.recipients,
+                    d.matched_rule,
+                    d.reason,
+                    d.action,
+                    d.target,
+                    _attempts(d),
+                    " ".join(filter(None, (d.outcome, d.error, d.why, d.result_id))),
+                )
+                for number, d in enumerate(story.deliveries, 1)
+            ],
+            empty="No delivery yet.",
+        )
+    console().print()
+    if email.records:
+        show_table(
+            ("record", "state", "updated", "result"),
+            [
+                (key, r.get("delivery_state"), r.get("updated_at"), r.get("result_id"))
+                for key, r in email.records.items()
+            ],
+        )
+    stored = email.stored
+    show_fields(
+        {
+            "stored": f"s3://{stored.bucket}/{stored.key}, {stored.size} bytes"
+            if stored
+            else "no, the object is gone",
+            "expires": _time(stored.expires) if stored and stored.expires else "not told by S3",
+        }
+    )
+
+
+def _document(email: Email, found: list[Place]) -> dict[str, Any]:
+    stored = email.stored
+    return {
+        "message_id": email.message_id,
+        "where": [vars(place) for place in found],
+        "executions": [
+            {
+                "name": story.name,
+                "arn": story.arn,
+                "status": story.status,
+                "error": story.error,
+                "started": _time(story.started),
+                "stopped": _time(story.stopped),
+                "redrive": story.redrive,
+                "verdict": story.verdict,
+                "recipients": story.recipients,
+                "deliveries": [_delivery(delivery) for delivery in story.deliveries],
+                "tasks": [
+                    {
+                        "state": task.state,
+                        "delivery": task.iteration,
+                        "attempts": [
+                            {**vars(a), "started": _time(a.started), "ended": _time(a.ended)}
+                            for a in task.attempts
+                        ],
+                    }
+                    for task in story.tasks
+                ],
+                "states": [s.state for s in story.steps if s.state],
+            }
+            for story in email.stories
+        ],
+        "dead_letters": [letter.as_json() for letter in email.letters],
+        "queued": [letter.as_json() for letter in email.queued],
+        "records": [{"delivery": key, **record} for key, record in email.records.items()],
+        "stored": {
+            "bucket": stored.bucket,
+            "key": stored.key,
+            "size": stored.size,
+            "since": _time(stored.since),
+            "expires": _time(stored.expires),
+        }
+        if stored
+        else None,
+        "listed_since": _time(email.listed_since),
+    }
+
+
+def _delivery(delivery: Delivery) -> dict[str, Any]:
+    told = {name: value for name, value in vars(delivery).items() if name != "tasks"}
+    return {**told, "at": _time(delivery.at), "attempts": _attempts(delivery)}
+
+
+def _attempts(delivery: Delivery) -> int:
+    return max((len(t.attempts) for t in delivery.tasks if "Park" not in t.state), default=0)
+
+
+def _redrive(story: Story) -> str:
+    return ", ".join(f"{name} {value}" for name, value in story.redrive.items())
+
+
+def _time(at: datetime | None) -> str | None:
+    return at.isoformat(timespec="seconds") if at else None

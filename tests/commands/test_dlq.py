@@ -1,0 +1,152 @@
+"""`sesmail dlq`: look at dead letters, send them back, throw them away."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.workflow.kit import Post
+
+from .conftest import Sesmail
+
+
+def parked(post: Post, count: int = 1) -> tuple[str, list[str]]:
+    """A mailbox whose token was revoked, and emails that could not go there."""
+    recipient, mailbox = post.forwarded()
+    post.cloud.google.revoke(mailbox)
+    message_ids = [post.send(recipient) for _ in range(count)]
+    post.cloud.wait_idle(120)
+    return mailbox, message_ids
+
+
+def queues(sesmail: Sesmail) -> dict[str, Any]:
+    return {row["queue"]: row for row in sesmail("dlq list --json").json["queues"]}
+
+
+def test_list_and_show_leave_everything_where_it_is(post: Post, sesmail: Sesmail) -> None:
+    mailbox, (message_id,) = parked(post)
+    post.send(post.address("typo"))
+    post.cloud.wait_idle()
+    for _ in range(2):
+        found = queues(sesmail)
+        assert found["forwarder"]["errors"] == {"GmailTokenError": 1}
+        assert found["input"]["errors"] == {"InvalidRoutingRuleError": 1}
+        assert (found["bouncer"]["visible"], found["bouncer"]["errors"]) == (0, {})
+        assert [found[q]["visible"] for q in ("input", "forwarder")] == [1, 1]
+        assert [found[q]["in_flight"] for q in ("input", "forwarder")] == [0, 0]
+    assert "GmailTokenError 1" in sesmail("dlq list").out
+    (letter,) = sesmail("dlq show forwarder --json").json["letters"]
+    assert letter["message_id"] == message_id
+    assert letter["letter"]["redrive"]["attempt"] == 1
+    assert letter["letter"]["failure"]["target"] == mailbox
+    assert "invalid_grant" in letter["cause"]
+    assert len(sesmail("dlq show --json").json["letters"]) == 2
+    assert len(sesmail(f"dlq show --message-id {message_id} --json").json["letters"]) == 1
+    shown = sesmail("dlq show").out
+    assert message_id in shown
+    assert "unknown action 'typo'" in shown
+    assert len(post.take()) == 2
+
+
+def test_letters_without_a_reason_and_without_sense(post: Post, sesmail: Sesmail) -> None:
+    """What SNS or a person puts there is no letter of ours."""
+    sqs, url = post.cloud.client("sqs"), post.cloud.resource("InputDlq")
+    for text in ("no JSON", "[1]", '{"original": "x", "failure": {"error": "E", "cause": "c"}}'):
+        sqs.send_message(QueueUrl=url, MessageBody=text)
+    assert queues(sesmail)["input"]["errors"] == {"no reason": 2, "E": 1}
+    letters = sesmail("dlq show input --json").json["letters"]
+    assert [letter["letter"] for letter in letters][:2] == ["no JSON", "[1]"]
+    assert "none told" in sesmail("dlq show input").out
+
+
+def test_redrive_delivers_all_once_the_token_is_mended(post: Post, sesmail: Sesmail) -> None:
+    mailbox, message_ids = parked(post, 3)
+    other, _ = parked(post)
+    post.cloud.add_mailbox(mailbox)
+    before = len(message_ids)
+    answer = sesmail("dlq redrive forwarder --error GmailTokenError --velocity 5 --json").json
+    assert answer["redriven"] == before + 1
+    assert answer["failed"] == 0
+    post.cloud.wait_idle(120)
+    assert post.copies(mailbox) == before
+    assert post.copies(other) == 0
+    # Only what failed again is there again.
+    (letter,) = post.take("GmailForwarderDlq")
+    assert letter.failure["target"] == other
+
+
+def test_redrive_of_another_error_moves_nothing(post: Post, sesmail: Sesmail) -> None:
+    parked(post)
+    answer = sesmail("dlq redrive forwarder --error GmailRejectedError --json").json
+    assert answer == {"redriven": 0, "failed": 0, "remaining": 0}
+    assert len(post.take("GmailForwarderDlq")) == 1
+
+
+def test_redrive_at_most(post: Post, sesmail: Sesmail) -> None:
+    mailbox, _ = parked(post, 3)
+    post.cloud.add_mailbox(mailbox)
+    assert sesmail("dlq redrive forwarder --max 2 --json").json["redriven"] == 2
+    post.cloud.wait_idle(120)
+    assert post.copies(mailbox) == 2
+    assert len(post.take("GmailForwarderDlq")) == 1
+
+
+def test_redrive_of_one_email(post: Post, sesmail: Sesmail) -> None:
+    mailbox, (first, second) = parked(post, 2)
+    post.cloud.add_mailbox(mailbox)
+    answer = sesmail(f"dlq redrive forwarder --message-id {second} --json").json
+    assert answer == {"redriven": 1, "failed": 0, "remaining": 0}
+    post.cloud.wait_idle()
+    assert [run.status for run in post.runs(second)] == ["FAILED", "SUCCEEDED"]
+    assert len(post.runs(first)) == 1
+    (letter,) = post.take("GmailForwarderDlq")
+    assert letter.attributes["MessageId"] == first
+
+
+def test_discard_keeps_a_copy_and_the_email_can_be_replayed(
+    post: Post, sesmail: Sesmail, tmp_path: Path
+) -> None:
+    mailbox, (message_id, other) = parked(post, 2)
+    path = tmp_path / "kept.jsonl"
+    line = f"dlq discard forwarder --message-id {message_id} --save {path}"
+    assert "add --yes" in sesmail(line, code=2).err
+    assert not path.exists()
+    assert queues(sesmail)["forwarder"]["visible"] == 2
+    assert "sesmail replay" in sesmail(f"{line} --yes").out
+    (kept,) = map(json.loads, path.read_text().splitlines())
+    assert kept["letter"]["mail"]["messageId"] == message_id
+    assert kept["attributes"]["Error"]["StringValue"] == "GmailTokenError"
+    (letter,) = post.take("GmailForwarderDlq")
+    assert letter.attributes["MessageId"] == other
+    post.cloud.add_mailbox(mailbox)
+    sesmail(f"replay {message_id} --yes")
+    post.cloud.wait_idle()
+    assert post.copies(mailbox) == 1
+
+
+def test_discard_by_error_keeps_a_copy_of_itself(
+    post: Post, sesmail: Sesmail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parked(post, 2)
+    monkeypatch.chdir(tmp_path)
+    answer = sesmail("dlq discard forwarder --error GmailTokenError --yes --json").json
+    assert len(answer["discarded"]) == 2
+    assert len(Path(answer["saved"]).read_text().splitlines()) == 2
+    assert post.take() == []
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "text"),
+    [
+        ("dlq discard forwarder --yes", 2, "Say which letters"),
+        ("dlq discard forwarder --error Nothing --yes", 0, "nothing was discarded"),
+        ("dlq redrive nowhere", 2, "nowhere"),
+        ("dlq redrive bouncer --velocity 0", 2, "velocity"),
+        ("dlq redrive bouncer --message-id nosuch", 0, "No letter of nosuch"),
+    ],
+)
+def test_what_changes_nothing(
+    post: Post, sesmail: Sesmail, line: str, code: int, text: str
+) -> None:
+    assert text in sesmail(line, code=code).err

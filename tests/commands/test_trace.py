@@ -1,0 +1,176 @@
+"""`sesmail trace`: where an email is now, in every way in which it may be somewhere."""
+
+import time
+from typing import Any
+
+import pytest
+
+from local.google import Fault
+from tests.workflow.kit import Post
+
+from .conftest import Sesmail
+
+
+def where(traced: dict[str, Any], recipient: str) -> tuple[str, str]:
+    (place,) = (p for p in traced["where"] if recipient in p["recipients"])
+    return place["state"], place["text"]
+
+
+def test_every_outcome_has_its_place(post: Post, sesmail: Sesmail) -> None:
+    (good, mailbox), (bad, broken) = post.forwarded(), post.forwarded()
+    bounced, stored, typo = (post.address(action) for action in ("bounce", "store", "typo"))
+    post.cloud.google.revoke(broken)
+    recipients = (good, bad, bounced, stored, typo, "nobody@unrouted.example")
+    message_id = post.send(*recipients)
+    post.cloud.wait_idle(120)
+    traced = sesmail(f"trace {message_id} --json").json
+    assert where(traced, good)[0] == "delivered"
+    assert f"delivered to {mailbox} at " in where(traced, good)[1]
+    assert where(traced, bad) == (
+        "dead-lettered",
+        "waits in ses-gmail-forwarder-dlq-test because of GmailTokenError. Once that is mended: "
+        "sesmail dlq redrive forwarder --error GmailTokenError",
+    )
+    assert "bounced to zoe" in where(traced, bounced)[1]
+    assert where(traced, stored) == ("stored", f"stored only: rule {stored} says so")
+    assert where(traced, typo)[0] == "dead-lettered"
+    assert "sesmail dlq redrive input --error InvalidRoutingRuleError" in where(traced, typo)[1]
+    assert where(traced, "nobody@unrouted.example") == ("stored", "stored only: no rule")
+    (execution,) = traced["executions"]
+    assert (execution["status"], execution["error"]) == ("FAILED", "DeadLettered")
+    assert execution["states"][:3] == ["Fetch email", "Safe to deliver?", "Look up routes"]
+    assert {r for d in execution["deliveries"] for r in d["recipients"]} == set(recipients)
+    (failed,) = (d for d in execution["deliveries"] if d["target"] == broken)
+    assert "invalid_grant" in failed["cause"]
+    assert failed["attempts"] >= 1
+    assert failed["matched_rule"] == bad
+    assert {r["delivery"].split("#")[0] for r in traced["records"]} == {"FORWARD", "BOUNCE"}
+    assert traced["stored"]["size"] > 0
+    assert len(traced["dead_letters"]) == 2
+    # Looking takes nothing away, and an execution's ARN or name does as well.
+    for given in (execution["arn"], execution["name"]):
+        assert len(sesmail(f"trace {given} --json").json["dead_letters"]) == 2
+    shown = sesmail(f"trace {message_id}").out
+    assert "GmailTokenError" in shown
+    assert "Forward to Gmail" in shown
+
+
+def test_no_session_and_no_token_is_shown(post: Post, sesmail: Sesmail) -> None:
+    recipient, mailbox = post.forwarded()
+    post.cloud.google.faults.append(Fault(on="chunk", status=503, times=1000, mailbox=mailbox))
+    message_id = post.send(recipient)
+    key = {"PK": {"S": f"EMAIL#{message_id}"}, "SK": {"S": f"FORWARD#{mailbox}"}}
+    table = post.cloud.resource("DeliveriesTable")
+
+    def record() -> dict[str, Any]:
+        found = post.cloud.client("dynamodb").get_item(TableName=table, Key=key)
+        item: dict[str, Any] = found.get("Item", {})
+        return item
+
+    post.until(lambda: "upload" in record())
+    secret = record()["upload"]["M"]["session"]["S"]
+    for line in (f"trace {message_id}", f"trace {message_id} --json"):
+        ran = sesmail(line)
+        assert secret not in ran.out + ran.err
+        assert "lease_token" not in ran.out
+    post.cloud.google.faults.clear()
+
+
+def test_an_email_that_is_retried(post: Post, sesmail: Sesmail) -> None:
+    recipient, mailbox = post.forwarded()
+    post.cloud.google.faults.append(Fault(on="start", status=429, times=1000, mailbox=mailbox))
+    message_id = post.send(recipient)
+
+    def waits() -> bool:
+        (run,) = post.runs(message_id) or [None]
+        return bool(run and len(run.errors) > 8)
+
+    post.until(waits)
+    # It may be between two attempts, or in one.
+    for _ in range(100):
+        state, text = where(sesmail(f"trace {message_id} --json").json, recipient)
+        if state == "retrying":
+            break
+        assert state == "under-way"
+        time.sleep(0.1)
+    assert "of Forward to Gmail failed with GmailTemporaryError" in text
+    assert "; next attempt by " in text
+    post.cloud.google.faults.clear()
+
+
+def test_a_letter_that_was_sent_back_waits_in_the_input_queue(post: Post, sesmail: Sesmail) -> None:
+    recipient, mailbox = post.forwarded()
+    post.cloud.google.revoke(mailbox)
+    message_id = post.send(recipient)
+    post.dead_lettered(message_id)
+    post.cloud.add_mailbox(mailbox)
+    post.cloud.pipe.pause()
+    sesmail(f"dlq redrive forwarder --message-id {message_id}")
+    traced = sesmail(f"trace {message_id} --json").json
+    assert where(traced, recipient) == (
+        "queued",
+        "waits in the input queue: the pipe is stopped. Start it: sesmail resume",
+    )
+    post.cloud.pipe.resume()
+    post.cloud.wait_idle()
+    traced = sesmail(f"trace {message_id} --json").json
+    assert where(traced, recipient)[0] == "delivered"
+    assert [e["redrive"].get("attempt", 0) for e in traced["executions"]] == [0, 1]
+
+
+def test_a_redrive_that_left_no_record_is_found_in_the_list(post: Post, sesmail: Sesmail) -> None:
+    recipient, mailbox = post.forwarded()
+    post.cloud.google.revoke(mailbox)
+    message_id = post.send(recipient)
+    post.dead_lettered(message_id)
+    post.cloud.put_rule(recipient, "store")
+    sesmail(f"dlq redrive forwarder --message-id {message_id}")
+    post.cloud.wait_idle()
+    traced = sesmail(f"trace {message_id} --json").json
+    assert where(traced, recipient)[0] == "stored"
+    assert len(traced["executions"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("verdict", "state", "text"),
+    [
+        ("virus", "dropped", "--ignore-verdicts"),
+        ("spam", "delivered", "in the spam folder"),
+    ],
+)
+def test_verdicts(post: Post, sesmail: Sesmail, verdict: str, state: str, text: str) -> None:
+    recipient, _ = post.forwarded()
+    message_id = post.send(recipient, verdicts={verdict: "FAIL"})
+    post.delivered(message_id)
+    found = where(sesmail(f"trace {message_id} --json").json, recipient)
+    assert found[0] == state
+    assert text in found[1]
+
+
+def test_an_email_that_has_only_begun_its_way(post: Post, sesmail: Sesmail) -> None:
+    recipient, _ = post.forwarded()
+    post.cloud.pipe.pause()
+    message_id = post.send(recipient)
+    traced = sesmail(f"trace {message_id} --json").json
+    assert where(traced, recipient)[0] == "queued"
+    assert traced["executions"] == []
+
+
+def test_an_unknown_email(post: Post, sesmail: Sesmail) -> None:
+    ran = sesmail("trace nosuchemail --json", code=3)
+    assert "kept for 90 days" in ran.json["error"]
+    assert "s3://ses-mail-storage-" in ran.err
+
+
+def test_an_email_whose_object_is_gone(post: Post, sesmail: Sesmail) -> None:
+    notification = post.store(post.address("store"))
+    place = notification["receipt"]["action"]
+    post.cloud.client("s3").delete_object(Bucket=place["bucketName"], Key=place["objectKey"])
+    post.cloud.publish(notification)
+    message_id = notification["mail"]["messageId"]
+    post.dead_lettered(message_id)
+    traced = sesmail(f"trace {message_id} --json").json
+    assert traced["stored"] is None
+    (place,) = traced["where"]
+    assert "EmailNotFoundError" in place["text"]
+    assert "the object is gone" in sesmail(f"trace {message_id}").out
