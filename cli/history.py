@@ -180,7 +180,7 @@ class _Teller:
         self._place[event["id"]] = entered, iteration
         if details := event.get("stateExitedEventDetails"):
             self._exited(event, iteration, details)
-        elif kind.startswith("Task") or kind == "EvaluationFailed":
+        elif kind in ("TaskScheduled", "TaskSucceeded") or any(name in event for name in _FAILED):
             self._task(event, entered, iteration)
         elif kind.startswith("Execution"):
             self._step(event, None, "", kind.removeprefix("Execution").lower())

@@ -352,6 +352,11 @@ def test_another_redrive_is_another_execution(redrive: dict[str, Any]) -> None:
     assert not notification.parse(NOTIFICATION).same_delivery(existing)
 
 
+@pytest.mark.parametrize("body", [NOTIFICATION, redriven(attempt=12), redriven(force="x")])
+def test_a_name_tells_the_email(body: dict[str, Any]) -> None:
+    assert {notification.message_id_of(name) for name in names(body)} == {MESSAGE_ID}
+
+
 def test_the_longest_names_fit() -> None:
     body = {
         **with_("mail.messageId", "a" * 64),
