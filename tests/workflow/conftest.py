@@ -9,8 +9,10 @@ from local.cloud import Cloud
 
 from .kit import Post, Step
 
-# Real seconds per second of the cloud; a module with a constant of this name gets its own cloud.
+# Real seconds per second of the cloud, and parameters of its template; a module with constants of
+# these names gets its own cloud.
 TIME_FACTOR = 0.002
+PARAMETERS: dict[str, str] = {}
 
 ROOT = Path(__file__).parent.parent.parent
 _LAST = "test_every_path.py"
@@ -38,11 +40,13 @@ class _Holder:
 
     def __init__(self) -> None:
         self.cloud: Cloud | None = None
+        self._made_of: tuple[float, dict[str, str]] | None = None
 
-    def get(self, factor: float) -> Cloud:
-        if self.cloud is None or self.cloud.factor != factor:
+    def get(self, factor: float, parameters: dict[str, str]) -> Cloud:
+        if self.cloud is None or self._made_of != (factor, parameters):
             self.stop()
-            self.cloud = Cloud(ROOT, time_factor=factor)
+            self.cloud = Cloud(ROOT, time_factor=factor, parameters=parameters)
+            self._made_of = factor, parameters
             self.cloud.start()
             # What the workflow itself leaves behind is looked at here, before any sweeper.
             self.cloud.events.paused = True
@@ -74,7 +78,10 @@ def _holder() -> Iterator[_Holder]:
 
 @pytest.fixture(scope="module")
 def cloud(request: pytest.FixtureRequest, _holder: _Holder) -> Cloud:
-    return _holder.get(getattr(request.module, "TIME_FACTOR", TIME_FACTOR))
+    module = request.module
+    return _holder.get(
+        getattr(module, "TIME_FACTOR", TIME_FACTOR), getattr(module, "PARAMETERS", PARAMETERS)
+    )
 
 
 @pytest.fixture(scope="module")
