@@ -10,7 +10,7 @@ import typer
 from botocore.exceptions import BotoCoreError, ClientError
 from google.auth.exceptions import GoogleAuthError
 
-from . import dlq, find, health, pipe, replay, routes, trace
+from . import dlq, find, health, pipe, replay, routes, token, trace
 from .errors import CommandError
 from .output import say, show_json
 from .session import Session
@@ -28,7 +28,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 well, 1 the answer is no, 2 wrong input, 3 no such thing, "
     "4 AWS or Google refused, 5 changed meanwhile.",
 )
-for topic in (routes, trace, find, dlq, replay, health, pipe):
+for topic in (routes, trace, find, dlq, replay, health, token, pipe):
     topic.add_to(app)
 
 

@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import email.message
 import email.utils
+import hashlib
 import json
 import re
 import secrets
@@ -29,7 +30,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -39,8 +40,11 @@ from cryptography.x509.oid import NameOID
 
 GMAIL = "gmail.googleapis.com"
 OAUTH = "oauth2.googleapis.com"
-HOSTS = (GMAIL, OAUTH, "www.googleapis.com")
+ACCOUNTS = "accounts.google.com"
+HOSTS = (GMAIL, OAUTH, ACCOUNTS, "www.googleapis.com")
 TOKEN_URI = f"https://{OAUTH}/token"
+AUTH_PATH = "/o/oauth2/auth"
+AUTH_URI = f"https://{ACCOUNTS}{AUTH_PATH}"
 
 SCOPE_INSERT = "https://www.googleapis.com/auth/gmail.insert"
 SCOPE_READONLY = "https://www.googleapis.com/auth/gmail.readonly"
@@ -158,6 +162,16 @@ class _RefreshToken:
 
 
 @dataclass(frozen=True)
+class _Consent:
+    """What a person agreed to in the browser, until the client fetches its token for the code."""
+
+    client_id: str
+    redirect_uri: str
+    challenge: str
+    grant: _RefreshToken
+
+
+@dataclass(frozen=True)
 class _ServiceAccount:
     public_key: rsa.RSAPublicKey
     subjects: frozenset[str]
@@ -185,6 +199,11 @@ class _RefusedError(Exception):
 
 class _DroppedError(Exception):
     """Ends a request without any answer."""
+
+
+def _new_client() -> tuple[str, str]:
+    client_id = f"{secrets.randbelow(10**12):012}-local.apps.googleusercontent.com"
+    return client_id, "GOCSPX-" + secrets.token_urlsafe(21)
 
 
 def _json(body: object, status: int = 200, headers: dict[str, str] | None = None) -> _Answer:
@@ -267,7 +286,8 @@ class Google:
 
     `time_factor` shortens the life of access tokens (3599 s), `directory` takes emails over 1 MB
     and the certificate. `faults` is read at every request; the first rule that applies is used.
-    `requests` counts by kind. With `forget_finished` a finished session answers 404.
+    `requests` counts by kind. With `forget_finished` a finished session answers 404. `person` is
+    whose mailbox is signed in at the browser, where everything is agreed to; if empty, nothing is.
     """
 
     def __init__(
@@ -292,6 +312,9 @@ class Google:
         self._imported = 0
         self._refresh_tokens: dict[str, _RefreshToken] = {}
         self._revoked: set[str] = set()
+        self._clients: dict[str, str] = {}
+        self._consents: dict[str, _Consent] = {}
+        self.person = ""
         self._service_accounts: dict[str, _ServiceAccount] = {}
         self._tokens = {
             self.reader_token: _Token(None, frozenset({SCOPE_READONLY}), float("inf")),
@@ -352,20 +375,38 @@ class Google:
     def add_mailbox(self, address: str, scopes: Iterable[str] = (SCOPE_INSERT,)) -> dict[str, str]:
         """Create the mailbox if need be, and give out a new authorized user for it."""
         mailbox = address.lower()
-        client_id = f"{secrets.randbelow(10**12):012}-local.apps.googleusercontent.com"
-        client_secret = "GOCSPX-" + secrets.token_urlsafe(21)
-        refresh_token = "1//0" + secrets.token_urlsafe(48)
-        with self._lock:
-            self._mailboxes.setdefault(mailbox, [])
-            self._refresh_tokens[refresh_token] = _RefreshToken(
-                mailbox, client_id, client_secret, frozenset(scopes)
-            )
+        client_id, client_secret = _new_client()
+        refresh_token = self._new_refresh_token(
+            _RefreshToken(mailbox, client_id, client_secret, frozenset(scopes))
+        )
         return {
             "type": "authorized_user",
             "client_id": client_id,
             "client_secret": client_secret,
             "refresh_token": refresh_token,
         }
+
+    def add_client(self) -> dict[str, dict[str, Any]]:
+        """Register an OAuth client of type "Desktop app"; returns its downloaded JSON."""
+        client_id, client_secret = _new_client()
+        with self._lock:
+            self._clients[client_id] = client_secret
+        return {
+            "installed": {
+                "client_id": client_id,
+                "client_secret": client_secret,
+                "auth_uri": AUTH_URI,
+                "token_uri": TOKEN_URI,
+                "redirect_uris": ["http://localhost"],
+            }
+        }
+
+    def _new_refresh_token(self, grant: _RefreshToken) -> str:
+        refresh_token = "1//0" + secrets.token_urlsafe(48)
+        with self._lock:
+            self._mailboxes.setdefault(grant.mailbox, [])
+            self._refresh_tokens[refresh_token] = grant
+        return refresh_token
 
     def add_service_account(self, subjects: Iterable[str]) -> dict[str, str]:
         """Create an account with domain-wide delegation for these mailboxes, which it creates."""
@@ -441,7 +482,12 @@ class Google:
 
     def grant(self, form: dict[str, str]) -> _Answer:
         """Answer the OAuth token endpoint."""
+        more: dict[str, str] = {}
         match form.get("grant_type"):
+            case "authorization_code":
+                grant = self._check_code(form)
+                mailbox, scopes = grant.mailbox, grant.scopes
+                more = {"refresh_token": self._new_refresh_token(grant)}
             case "refresh_token":
                 mailbox, scopes = self._check_refresh(form)
             case "urn:ietf:params:oauth:grant-type:jwt-bearer":
@@ -459,8 +505,49 @@ class Google:
                 "expires_in": TOKEN_SECONDS,
                 "scope": " ".join(sorted(scopes)),
                 "token_type": "Bearer",
+                **more,
             }
         )
+
+    def consent(self, query: dict[str, list[str]]) -> _Answer:
+        """Send the browser back to the client with a code, as after a click on "Allow"."""
+        asked = {name: values[0] for name, values in query.items()}
+        client_id, redirect_uri = asked.get("client_id", ""), asked.get("redirect_uri", "")
+        with self._lock:
+            client_secret = self._clients.get(client_id)
+        # Clients on desktops get their answer on a loopback port, each time another one.
+        if client_secret is None or urlsplit(redirect_uri).hostname != "localhost":
+            raise _RefusedError(_Answer(400, body=b"Error 400: invalid_request"))
+        answer = {"state": asked.get("state", "")}
+        if not self.person or asked.get("access_type") != "offline":
+            answer["error"] = "access_denied"
+        else:
+            answer["code"] = "4/0" + secrets.token_urlsafe(32)
+            scopes = frozenset(asked.get("scope", "").split())
+            grant = _RefreshToken(self.person, client_id, client_secret, scopes)
+            challenge = asked.get("code_challenge", "")
+            with self._lock:
+                self._consents[answer["code"]] = _Consent(client_id, redirect_uri, challenge, grant)
+        return _Answer(302, {"Location": f"{redirect_uri}?{urlencode(answer)}"})
+
+    def _check_code(self, form: dict[str, str]) -> _RefreshToken:
+        with self._lock:
+            consent = self._consents.pop(form.get("code", ""), None)
+        digest = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
+        challenge = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+        if (
+            consent is None
+            or consent.redirect_uri != form.get("redirect_uri")
+            or consent.challenge != challenge
+        ):
+            raise _RefusedError(_token_error(400, "invalid_grant", "Malformed auth code."))
+        if (form.get("client_id"), form.get("client_secret")) != (
+            consent.client_id,
+            consent.grant.client_secret,
+        ):
+            text = "The provided client secret is invalid."
+            raise _RefusedError(_token_error(401, "invalid_client", text))
+        return consent.grant
 
     def _check_refresh(self, form: dict[str, str]) -> tuple[str, frozenset[str]]:
         token = form.get("refresh_token", "")
@@ -949,7 +1036,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.query = parse_qs(url.query, keep_blank_values=True)
         if self.command == "POST" and url.path == "/token" and self.tunnel in (None, OAUTH):
             return self._token()
-        if self.tunnel != OAUTH:
+        if self.command == "GET" and url.path == AUTH_PATH and self.tunnel == ACCOUNTS:
+            return self.server.google.consent(self.query)
+        if self.tunnel not in (OAUTH, ACCOUNTS):
             if found := self.IMPORT.fullmatch(url.path):
                 if self.command == "POST":
                     return self._import(unquote(found[1]))
@@ -992,6 +1081,9 @@ class _Handler(BaseHTTPRequestHandler):
         google = self.server.google
         text = self._read_body().read().decode(errors="replace")
         form = {name: values[0] for name, values in parse_qs(text).items()}
+        if self.authorization.startswith("Basic "):  # RFC 6749 §2.3.1
+            told = base64.b64decode(self.authorization[6:]).decode()
+            form["client_id"], _, form["client_secret"] = told.partition(":")
         return self._with_fault("token", google.mailbox_of_grant(form), lambda: google.grant(form))
 
     def _list(self, user: str) -> _Answer:

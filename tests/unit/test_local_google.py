@@ -12,18 +12,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import google_auth_httplib2
 import httplib2
 import pytest
+import requests
 import socks  # noqa: F401 - without PySocks httplib2 ignores the proxy and asks the real Google
 from google.auth.exceptions import RefreshError
 from google.oauth2 import service_account
 from google.oauth2.credentials import Credentials
+from google_auth_oauthlib.flow import Flow
 from googleapiclient.discovery import build
 from googleapiclient.errors import HttpError
 from googleapiclient.http import MediaInMemoryUpload, build_http
+from oauthlib.oauth2 import InvalidClientError, InvalidGrantError
 
 from local.google import CHUNK_GRAIN, SCOPE_INSERT, SCOPE_READONLY, Fault, Google
 
@@ -743,3 +746,68 @@ def test_many_uploads_at_once(google: Google) -> None:
     for index, mailbox in enumerate(mailboxes):
         raws = sorted(m.raw for m in google.messages(mailbox))
         assert raws == sorted(b"N: %d\r\n\r\n" % n for n in range(index, 80, 8))
+
+
+# -- the consent ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def flow(google: Google, monkeypatch: pytest.MonkeyPatch) -> Flow:
+    """The real library for a client on a desktop, with Anna at the browser."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(google.ca_file))
+    google.person = ANNA
+    return Flow.from_client_config(
+        google.add_client(), [SCOPE_INSERT], redirect_uri="http://localhost:8085/"
+    )
+
+
+def click(flow: Flow, **asked: str) -> tuple[int, dict[str, str]]:
+    """Status of the page, and what the browser is sent back with."""
+    url, _ = flow.authorization_url(**{"access_type": "offline", **asked})
+    answer = requests.get(url, allow_redirects=False, timeout=10)
+    back = urlsplit(answer.headers.get("Location", ""))
+    return answer.status_code, dict(parse_qsl(back.query))
+
+
+def test_a_consent_gives_a_token_for_the_mailbox_of_who_is_there(
+    google: Google, flow: Flow
+) -> None:
+    status, back = click(flow, state="s")
+    assert (status, back["state"]) == (302, "s")
+    flow.fetch_token(code=back["code"])
+    finish(request_for(gmail(flow.credentials), EMAIL))
+    assert [message.raw for message in google.messages(ANNA)] == [EMAIL]
+    assert flow.credentials.refresh_token
+    with pytest.raises(InvalidGrantError):
+        flow.fetch_token(code=back["code"])
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"code_verifier": "x" * 43}, InvalidGrantError),
+        ({"redirect_uri": "http://localhost:1/"}, InvalidGrantError),
+        ({"client_secret": "GOCSPX-wrong"}, InvalidClientError),
+    ],
+    ids=["another verifier", "another way back", "another secret"],
+)
+def test_who_did_not_ask_gets_no_token(
+    flow: Flow, change: dict[str, str], error: type[Exception]
+) -> None:
+    _, back = click(flow)
+    if "redirect_uri" in change:
+        flow.redirect_uri = change["redirect_uri"]
+        change = {}
+    with pytest.raises(error):
+        flow.fetch_token(code=back["code"], **change)
+
+
+def test_no_consent(google: Google, flow: Flow) -> None:
+    assert click(flow, access_type="online")[1]["error"] == "access_denied"
+    google.person = ""
+    assert click(flow)[1]["error"] == "access_denied"
+    flow.redirect_uri = "http://evil.example/"
+    assert click(flow) == (400, {})
+    stranger = {"installed": {**google.add_client()["installed"], "client_id": "x"}}
+    unknown = Flow.from_client_config(stranger, [SCOPE_INSERT], redirect_uri="http://localhost/")
+    assert click(unknown) == (400, {})
