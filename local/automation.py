@@ -17,6 +17,7 @@ from moto.core.responses import ActionResult
 from moto.ssm.exceptions import InvalidFilterKey, SSMException
 from moto.ssm.responses import SimpleSystemManagerResponse
 
+from local.patches import Patches
 from local.runtime import Function, Runtime
 
 LIMIT = 600  # seconds that SSM gives a script
@@ -82,17 +83,17 @@ class Automation:
         self._directory = directory
         self._lock = threading.Lock()
 
-    def install(self) -> None:
+    def install(self, patches: Patches) -> None:
         """Add the operations to moto, which has none of them."""
         for name in ("start", "get", "stop"):
-            setattr(SimpleSystemManagerResponse, f"{name}_automation_execution", self._answer(name))
-        SimpleSystemManagerResponse.describe_automation_executions = self._answer("describe")
+            operation = f"{name}_automation_execution"
+            patches.add(SimpleSystemManagerResponse, operation, self._answer(name))
+        patches.add(
+            SimpleSystemManagerResponse, "describe_automation_executions", self._answer("describe")
+        )
 
-    def uninstall(self) -> None:
-        """Also ends what is still running."""
-        for name in ("start", "get", "stop"):
-            delattr(SimpleSystemManagerResponse, f"{name}_automation_execution")
-        del SimpleSystemManagerResponse.describe_automation_executions
+    def end(self) -> None:
+        """Kill what is still running."""
         for execution in list(self.executions.values()):
             execution.runtime.stop()
 
@@ -236,7 +237,7 @@ class Automation:
         payload = substituted(inputs.get("InputPayload", {}), execution.parameters)
         try:
             answer, failed = runtime.invoke(name, payload)
-        except RuntimeError as error:  # stopped before it began
+        except (RuntimeError, OSError) as error:  # stopped before it began
             answer, failed = (
                 json.dumps({"errorType": "Cancelled", "errorMessage": str(error)}),
                 True,

@@ -34,6 +34,7 @@ from local.automation import Automation
 from local.events import EventBus, install_parameter_changes, install_redrive_policy
 from local.faults import ABORT, Faults
 from local.google import Google
+from local.logs import install_log_groups
 from local.metrics import Metrics
 from local.patches import Patches
 from local.pipe import Pipe, install_states
@@ -182,6 +183,7 @@ class Cloud:
             factor=self.factor,
         )
         self.metrics.install(patches)
+        install_log_groups(patches, lambda: self.runtime)
         self._cleanup.callback(patches.undo)
 
     def _start_functions(self) -> None:
@@ -236,8 +238,10 @@ class Cloud:
             factor=self.factor,
             directory=self._directory / "automation",
         )
-        self.automation.install()
-        self._cleanup.callback(self.automation.uninstall)
+        patches = Patches()
+        self.automation.install(patches)
+        self._cleanup.callback(patches.undo)
+        self._cleanup.callback(self.automation.end)
 
     def _function(self, logical_id: str, layers: Mapping[str, Path]) -> Function:
         properties = self.stack.properties(logical_id)

@@ -22,6 +22,7 @@ from moto.logs.responses import LogsResponse
 from moto.sqs.models import sqs_backends
 
 from local.iam import ACCOUNT, REGION
+from local.logs import new_lines
 from local.patches import Patches
 
 # After so many receives a message counts no more for ApproximateAgeOfOldestMessage.
@@ -126,12 +127,7 @@ class Metrics:
         """The functions' own metrics, from the lines that their logs got since the last time."""
         runtime = self._functions()
         for path in (path for name in runtime.functions for path in runtime.log_files(name)):
-            with path.open("rb") as log:
-                log.seek(self._read.get(path, 0))
-                text = log.read()
-            whole = text.rpartition(b"\n")[0]
-            self._read[path] = self._read.get(path, 0) + len(whole) + bool(whole)
-            for line in whole.splitlines():
+            for line in new_lines(path, self._read):
                 if b'"_aws"' in line:
                     yield from embedded(json.loads(line))
 
