@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from .errors import CommandError
 from .session import Session
@@ -35,7 +36,9 @@ def run(
                 break
             time.sleep(_PAUSE)
     except KeyboardInterrupt:
-        session.ssm.stop_automation_execution(AutomationExecutionId=identifier, Type="Cancel")
+        # It may just have ended.
+        with suppress(session.ssm.exceptions.InvalidAutomationStatusUpdateException):
+            session.ssm.stop_automation_execution(AutomationExecutionId=identifier, Type="Cancel")
         raise
     if execution["AutomationExecutionStatus"] != "Success":
         raise CommandError(

@@ -21,8 +21,9 @@ from .session import Session
 if TYPE_CHECKING:
     from mypy_boto3_sqs.type_defs import MessageAttributeValueTypeDef, MessageTypeDef
 
-# Seconds in which the messages that are looked at stay hidden from others, if we die meanwhile.
-_HIDDEN = 60
+# Seconds for which what is looked at stays hidden from others if we die meanwhile; long enough to
+# read tens of thousands of messages.
+_HIDDEN = 300
 
 
 class Dlq(StrEnum):
@@ -134,6 +135,7 @@ def held(
     """
     url = session.queue_url(queue)
     handles: dict[str, str] = {}
+    met: set[str] = set()
 
     def receive() -> Iterator[Letter]:
         seen = 0
@@ -147,15 +149,18 @@ def held(
                 MessageAttributeNames=["All"],
                 MessageSystemAttributeNames=["SentTimestamp", "ApproximateReceiveCount"],
             ).get("Messages", [])
-            if not messages:
-                return
+            fresh = False
             for message in messages:
                 letter = _letter(f"{queue}-{session.environment}", message)
-                known = letter.id in handles
+                known = letter.id in met
+                met.add(letter.id)
                 handles[letter.id] = letter.receipt
                 if not known:
+                    fresh = True
                     seen += 1
                     yield letter
+            if not fresh:
+                return  # nothing, or only what shows again since reading took so long
 
     def delete(letter: Letter) -> None:
         session.sqs.delete_message(QueueUrl=url, ReceiptHandle=handles.pop(letter.id))

@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from cli import automation
 from tests.workflow.kit import Post
 
 from .conftest import Sesmail
@@ -150,3 +152,26 @@ def test_what_changes_nothing(
     post: Post, sesmail: Sesmail, line: str, code: int, text: str
 ) -> None:
     assert text in sesmail(line, code=code).err
+
+
+def test_ctrl_c_cancels_the_automation(
+    post: Post, sesmail: Sesmail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ssm = post.cloud.client("ssm")
+    named = [{"Key": "DocumentNamePrefix", "Values": ["SESMail-DLQ-Redrive-test"]}]
+
+    def statuses() -> list[str]:
+        found = ssm.describe_automation_executions(Filters=named)
+        return [e["AutomationExecutionStatus"] for e in found["AutomationExecutionMetadataList"]]
+
+    before = len(statuses())
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(automation, "time", SimpleNamespace(sleep=interrupt))
+        sesmail("dlq redrive forwarder", code=130)
+    post.until(lambda: "InProgress" not in statuses() and "Cancelling" not in statuses())
+    assert len(statuses()) == before + 1
+    assert "Cancelled" in statuses()

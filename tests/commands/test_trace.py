@@ -174,3 +174,46 @@ def test_an_email_whose_object_is_gone(post: Post, sesmail: Sesmail) -> None:
     (place,) = traced["where"]
     assert "EmailNotFoundError" in place["text"]
     assert "the object is gone" in sesmail(f"trace {message_id}").out
+
+
+def test_a_letter_that_nobody_can_see(post: Post, sesmail: Sesmail) -> None:
+    recipient, mailbox = post.forwarded()
+    post.cloud.google.revoke(mailbox)
+    message_id = post.send(recipient)
+    post.dead_lettered(message_id)
+    assert len(post.take()) == 1
+    state, text = where(sesmail(f"trace {message_id} --json").json, recipient)
+    assert state == "lost-sight"
+    assert text.endswith(f"Send it again: sesmail replay {message_id} --recipient {recipient}")
+
+
+def test_an_execution_that_died_uncaught(post: Post, sesmail: Sesmail) -> None:
+    recipient, mailbox = post.forwarded()
+    post.cloud.google.faults.append(Fault(on="start", status=429, times=1000, mailbox=mailbox))
+    message_id = post.send(recipient)
+    post.until(lambda: bool(post.runs(message_id) and post.run(message_id).errors))
+    post.cloud.client("stepfunctions").stop_execution(executionArn=post.run(message_id).arn)
+    post.cloud.google.faults.clear()
+    post.cloud.wait_idle()
+    state, text = where(sesmail(f"trace {message_id} --json").json, recipient)
+    assert state == "died"
+    assert "the sweeper puts it into ses-email-input-dlq" in text
+
+
+def test_a_record_outlives_the_execution(post: Post, sesmail: Sesmail) -> None:
+    post.cloud.client("dynamodb").put_item(
+        TableName=post.cloud.resource("DeliveriesTable"),
+        Item={
+            "PK": {"S": "EMAIL#longago"},
+            "SK": {"S": "FORWARD#anna@gmail.example"},
+            "delivery_state": {"S": "delivered"},
+            "recipients": {"L": [{"S": "anna@example.com"}]},
+            "updated_at": {"S": "2026-06-01T00:00:00Z"},
+        },
+    )
+    traced = sesmail("trace longago --json").json
+    assert where(traced, "anna@example.com") == (
+        "delivered",
+        "delivered to anna@gmail.example at 2026-06-01T00:00:00Z, says its record; no execution is "
+        "known",
+    )
