@@ -1,5 +1,6 @@
 """Alarms, dashboard and saved queries: their names, and that all they mention exists."""
 
+import functools
 import re
 from collections import Counter
 from pathlib import Path
@@ -115,6 +116,7 @@ QUERIES = [
 ]
 
 
+@functools.cache
 def stack(**parameters: Any) -> Project:
     return Project(ROOT, {"Environment": "test", "Domains": ["example.com"], **parameters})
 
@@ -340,6 +342,13 @@ def test_dashboard_shows_every_alarm_and_every_function() -> None:
 # -- all that is read exists -----------------------------------------------------------------------
 
 
+@functools.cache
+def counted() -> dict[str, set[str]]:
+    """Metrics that the code counts, by service."""
+    return published(ROOT, SERVICES)
+
+
+@functools.cache
 def names_in_template() -> dict[str, set[str]]:
     """What a dimension may say."""
     outer = stack()
@@ -358,9 +367,10 @@ def names_in_template() -> dict[str, set[str]]:
 def unknown(metric: Metric) -> str | None:
     """What is wrong with it, if anything is."""
     if metric.namespace == "SESMail/test":
-        counted = published(ROOT, SERVICES).get(metric.value, set())
-        known = metric.dimension == "service" and metric.name in counted
-        return None if known else f"{metric}: nobody counts it"
+        is_known = metric.dimension == "service" and metric.name in counted().get(
+            metric.value, set()
+        )
+        return None if is_known else f"{metric}: nobody counts it"
     dimension, names = AWS_METRICS.get(metric.namespace, ("", set()))
     if metric.name not in names or metric.dimension != dimension:
         return f"{metric}: no metric of AWS"
@@ -391,6 +401,7 @@ def test_saved_queries_have_these_names() -> None:
     assert names == [f"ses-mail/test/{name}" for name in QUERIES]
 
 
+@functools.cache
 def log_groups() -> dict[str, str]:
     """Logical ids by name."""
     outer = stack()
@@ -423,8 +434,14 @@ def test_queries_over_everything_ask_every_function(name: str, but: set[str]) ->
     assert asked == {f"/aws/lambda/ses-mail-{service}-test" for service in set(SERVICES) - but}
 
 
+@functools.cache
+def known() -> tuple[set[str], set[str]]:
+    """(fields, messages) of the code's log lines."""
+    return logged(ROOT)
+
+
 def unknown_fields(query: Query) -> set[str]:
-    return query.fields - logged(ROOT)[0] - INSIGHTS_FIELDS - LAMBDA_FIELDS - STATES_FIELDS
+    return query.fields - known()[0] - INSIGHTS_FIELDS - LAMBDA_FIELDS - STATES_FIELDS
 
 
 @pytest.mark.parametrize("query", NESTED.queries, ids=lambda query: query.name)
@@ -432,7 +449,7 @@ def test_every_field_of_a_query_is_logged(query: Query) -> None:
     assert query.fields
     assert unknown_fields(query) == set()
     capitals = {text for text in query.texts if re.match(r"[A-Z][a-z]", text)}
-    assert capitals - logged(ROOT)[1] == set()
+    assert capitals - known()[1] == set()
 
 
 @pytest.mark.parametrize(
