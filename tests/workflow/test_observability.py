@@ -4,6 +4,8 @@ a widget or a saved query reads is really there, and one messageId finds everyth
 Each cause starts with no metrics; the hourly checks run first, or the token alarm would fire.
 """
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -176,7 +178,8 @@ def a_malformed_rule(stage: Stage) -> None:
 
 def the_starter_is_killed(stage: Stage) -> None:
     # The warmest one, which takes the next batch.
-    stage.cloud.runtime._pools["ses-mail-starter-test"].idle[-1]._process.kill()
+    warmest = stage.cloud.runtime._pools["ses-mail-starter-test"].idle[-1]
+    os.kill(warmest.pid, signal.SIGKILL)
     stage.post.delivered(stage.post.send(stage.post.address("store")))
 
 
