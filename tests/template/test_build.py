@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from samtranslator.yaml_helper import yaml_parse
 
 ROOT = Path(__file__).parents[2]
 BUILD = ".aws-sam/build"
@@ -115,6 +116,12 @@ def test_built_template_still_includes_the_documents(built: Path, document: str)
     text = (built / "template.yaml").read_text()
     (location,) = re.findall(rf"Location: (\S+{document}.yaml)", text)
     assert (built / location).read_text() == (ROOT / f"runbooks/{document}.yaml").read_text()
+
+
+def test_the_nested_stack_is_built_too(built: Path) -> None:
+    outer = yaml_parse((built / "template.yaml").read_text())
+    nested = built / outer["Resources"]["Monitoring"]["Properties"]["TemplateURL"]
+    assert yaml_parse(nested.read_text()) == yaml_parse((ROOT / "monitoring.yaml").read_text())
 
 
 @pytest.mark.parametrize("layer", ["base", "gmail"])
