@@ -29,6 +29,10 @@ ErrorOption = Annotated[
 ]
 
 
+# In the summary of a run that was not done (runbooks/dlq_redrive.yaml).
+_TIME_LIMIT = "stopped at the time limit"
+
+
 def add_to(app: typer.Typer) -> None:
     """Register the group."""
     group = typer.Typer(no_args_is_help=True, help="Dead letters: list, show, redrive, discard.")
@@ -160,9 +164,9 @@ def redrive(
 ) -> None:
     """Send dead letters back to the input queue, once their cause is mended.
 
-    Runs the document SESMail-DLQ-Redrive-{env}, again and again while it gets on; the letters of
+    Runs the document SESMail-DLQ-Redrive-{env}, again while its time limit ends it; the letters of
     one email (--message-id) are sent from here. Rules are looked up anew, and what was delivered
-    is not delivered again.
+    is not delivered again. What fails anew counts as remaining.
 
     Example: sesmail dlq redrive forwarder --error GmailTokenError
     """
@@ -172,7 +176,9 @@ def redrive(
     else:
         answer = _redrive_many(session, queue, error, most, velocity)
     show_json(answer) if session.as_json else show_fields(answer)
-    if answer["failed"] or answer["remaining"]:
+    if answer["remaining"]:
+        say("What remains failed anew, is held by another reader, or was beyond this run.")
+    if answer["failed"]:
         raise typer.Exit(CheckFailedError.exit_code)
 
 
@@ -221,7 +227,9 @@ def _redrive_many(
             failed, remaining = int(outputs["FailedCount"]), int(outputs["Remaining"])
             if most and done >= most:
                 remaining = 0  # what was asked for is done
-            if not remaining or not moved:
+            # A run that came to the queue's end left only what failed anew: sent back once more,
+            # mail whose cause is not mended would go in circles.
+            if not (remaining and moved and _TIME_LIMIT in outputs["Summary"]):
                 break
     return {"redriven": done, "failed": failed, "remaining": remaining}
 

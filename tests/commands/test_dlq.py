@@ -94,6 +94,50 @@ def test_redrive_at_most(post: Post, sesmail: Sesmail) -> None:
     assert len(post.take("GmailForwarderDlq")) == 1
 
 
+def test_redrive_goes_on_after_the_time_limit(post: Post, sesmail: Sesmail) -> None:
+    """With a limit of 40 s a run sends no more than 41 letters at one a second."""
+    sqs, ssm = post.cloud.client("sqs"), post.cloud.client("ssm")
+    source, name = post.cloud.resource("InputQueue"), "SESMail-DLQ-Redrive-test"
+    post.cloud.pipe.pause()
+    for _ in range(10):
+        sqs.send_message_batch(
+            QueueUrl=post.cloud.resource("BouncerDlq"),
+            Entries=[{"Id": str(number), "MessageBody": "a letter"} for number in range(10)],
+        )
+    deployed = ssm.get_document(Name=name)
+    assert deployed["Content"].count("RUN = 540") == 1
+    shorter = ssm.update_document(
+        Name=name,
+        Content=deployed["Content"].replace("RUN = 540", "RUN = 40"),
+        DocumentVersion="$LATEST",
+        DocumentFormat=deployed["DocumentFormat"],
+    )["DocumentDescription"]["DocumentVersion"]
+    ssm.update_document_default_version(Name=name, DocumentVersion=shorter)
+    before = runs(ssm)
+    try:
+        answer = sesmail("dlq redrive bouncer --velocity 1 --json").json
+    finally:
+        ssm.update_document_default_version(Name=name, DocumentVersion=deployed["DocumentVersion"])
+    assert answer == {"redriven": 100, "failed": 0, "remaining": 0}
+    assert len(runs(ssm)) >= len(before) + 3
+    waiting = sqs.get_queue_attributes(
+        QueueUrl=source, AttributeNames=["ApproximateNumberOfMessages"]
+    )["Attributes"]
+    assert waiting == {"ApproximateNumberOfMessages": "100"}
+    sqs.purge_queue(QueueUrl=source)
+
+
+def runs(ssm: Any) -> list[str]:
+    """The states of all automations that redrove."""
+    named = [{"Key": "DocumentNamePrefix", "Values": ["SESMail-DLQ-Redrive-test"]}]
+    pages = ssm.get_paginator("describe_automation_executions").paginate(Filters=named)
+    return [
+        execution["AutomationExecutionStatus"]
+        for page in pages
+        for execution in page["AutomationExecutionMetadataList"]
+    ]
+
+
 def test_redrive_of_one_email(post: Post, sesmail: Sesmail) -> None:
     mailbox, (first, second) = parked(post, 2)
     post.cloud.add_mailbox(mailbox)
@@ -158,13 +202,7 @@ def test_ctrl_c_cancels_the_automation(
     post: Post, sesmail: Sesmail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ssm = post.cloud.client("ssm")
-    named = [{"Key": "DocumentNamePrefix", "Values": ["SESMail-DLQ-Redrive-test"]}]
-
-    def statuses() -> list[str]:
-        found = ssm.describe_automation_executions(Filters=named)
-        return [e["AutomationExecutionStatus"] for e in found["AutomationExecutionMetadataList"]]
-
-    before = len(statuses())
+    before = len(runs(ssm))
 
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
@@ -172,6 +210,6 @@ def test_ctrl_c_cancels_the_automation(
     with monkeypatch.context() as patched:
         patched.setattr(automation, "time", SimpleNamespace(sleep=interrupt))
         sesmail("dlq redrive forwarder", code=130)
-    post.until(lambda: "InProgress" not in statuses() and "Cancelling" not in statuses())
-    assert len(statuses()) == before + 1
-    assert "Cancelled" in statuses()
+    post.until(lambda: "InProgress" not in runs(ssm) and "Cancelling" not in runs(ssm))
+    assert len(runs(ssm)) == before + 1
+    assert "Cancelled" in runs(ssm)
