@@ -43,7 +43,9 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
             observe.count("Swept")
         else:
             failed.append(result[0])
-            logger.error("Sweep failed", executionArn=result[0], error=str(result[1]))
+            arn, error = result
+            code = observe.error_code(error)
+            logger.error("Sweep failed", executionArn=arn, error=code, cause=str(error))
     if failed:
         raise SweepFailedError(f"{len(failed)} executions could not be swept, first {failed[0]}")
     return {"swept": swept}

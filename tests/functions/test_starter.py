@@ -70,6 +70,7 @@ def test_the_sample_event(
         ("started", name, f"{executions_of}:{second}"),
     ]
     assert [x["sqsMessageId"] for x in lines] == [r["messageId"] for r in records]
+    assert {x["aws_request_id"] for x in lines} == {context.aws_request_id}
 
 
 def test_a_duplicate_is_dropped(run: Run, aws: "Aws", notification: Any, logs: "Logs") -> None:

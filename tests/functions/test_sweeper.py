@@ -174,12 +174,15 @@ def test_one_that_succeeded_after_all_is_left_alone(
 
 
 def test_parking_that_fails_leaves_no_mark(
-    run: Sweep, aws: "Aws", notification: dict[str, Any]
+    run: Sweep, aws: "Aws", notification: dict[str, Any], logs: "Logs"
 ) -> None:
     arn = start(aws, notification)
     aws.wire.answer("sqs.SendMessage", 400, "AccessDenied", times=1)
     with pytest.raises(sweeper.SweepFailedError):
         run(arn)
+    (line,) = logs.read("Sweep failed")
+    assert (line["executionArn"], line["error"]) == (arn, "AccessDenied")
+    assert "SendMessage" in line["cause"]
     assert aws.deliveries() == {}
     assert run() == [arn]
 
