@@ -452,6 +452,10 @@ def test_a_malformed_rule_is_the_answer_no(cloud: Cloud, sesmail: Sesmail) -> No
 
 
 def test_check(cloud: Cloud, sesmail: Sesmail) -> None:
+    ssm = cloud.client("ssm")
+    for parameter in ssm.describe_parameters()["Parameters"]:
+        if parameter["Name"].startswith("/ses-mail/test/gmail-token"):
+            ssm.delete_parameter(Name=parameter["Name"])
     sesmail("routes add '*' bounce")
     assert "All is well." in sesmail("routes check").out
     sesmail("routes add known@example.com bounce")

@@ -18,6 +18,8 @@ COMMANDS = {
     "sam deploy": "needs an AWS account",
     "sam local invoke": "needs Docker; tests/functions uses the same event",
     "aws ses set-active-receipt-rule-set": "needs an AWS account, whose state it is",
+    "pipx install .": "needs pipx; `make` installs the same package, which tests/commands runs",
+    "sesmail": "tests/commands/test_documents.py",
     "aws ssm put-parameter": "tests/e2e/test_local.py",
     "aws dynamodb put-item": "tests/e2e/test_local.py",
 }
