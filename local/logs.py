@@ -43,8 +43,8 @@ def install_log_groups(patches: Patches, functions: Callable[[], Runtime]) -> No
 
 
 def _put(backend: Any, group: str, path: Path, lines: list[bytes]) -> None:
-    if not lines:
-        return
+    if not lines or group not in backend.groups:
+        return  # a function whose group was deleted logs into nowhere
     if path.stem not in backend.groups[group].streams:
         backend.create_log_stream(group, path.stem)
     events: list[dict[str, Any]] = []

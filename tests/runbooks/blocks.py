@@ -76,9 +76,9 @@ class Ran:
     out: str
     err: str
 
-    def check(self) -> None:
+    def check(self, code: int = 0) -> None:
         """Fail unless every command did what it was asked for."""
-        assert self.code == 0, self
+        assert self.code == code, self
         assert not _TROUBLE.search(self.err), self
 
 

@@ -42,14 +42,15 @@ class Case:
     """How to run a block.
 
     shows: patterns that its output must have; prepare: brings the cloud into the state that the
-    section assumes; after: what must hold in the cloud then; changes: named replacements;
-    not_run: why it is not run at all.
+    section assumes; after: what must hold in the cloud then; changes: named replacements; code: how
+    it ends, where the answer is no; not_run: why it is not run at all.
     """
 
     shows: tuple[str, ...] = ()
     prepare: Callable[[World], None] = _nothing
     after: Callable[[World, Ran], None] = _accept
     changes: tuple[str, ...] = ()
+    code: int = 0
     not_run: str = ""
 
 
@@ -73,7 +74,7 @@ def run(
     case.prepare(world)
     text = world.fill(text)
     ran = world.terminal.run(text, world.variables)
-    ran.check()
+    ran.check(case.code)
     assert ran.out.strip() or not case.shows, ran
     for pattern in case.shows:
         assert re.search(pattern, ran.out), (pattern, ran)

@@ -10,6 +10,7 @@ from local.cloud import Cloud
 from local.iam import ACCOUNT
 from tests.workflow.kit import Post
 
+from . import scenes
 from .blocks import Terminal
 from .cases import World
 
@@ -26,21 +27,19 @@ def cloud() -> Iterator[Cloud]:
 @pytest.fixture
 def world(cloud: Cloud, tmp_path: Path) -> Iterator[World]:
     """Starts without rules and letters, with the pipe running."""
-    yield World(
+    world = World(
         cloud,
         Post(cloud),
         Terminal(cloud, tmp_path),
         names={"account-id": ACCOUNT, "environment": cloud.environment},
     )
+    yield world
     cloud.google.faults.clear()
     cloud.ses.faults.clear()
     cloud.pipe.resume()
     cloud.wait_idle()
-    Post(cloud).take()
-    table = cloud.resource("RoutingTable")
-    dynamodb = cloud.client("dynamodb")
-    for item in dynamodb.scan(TableName=table)["Items"]:
-        dynamodb.delete_item(TableName=table, Key={name: item[name] for name in ("PK", "SK")})
+    scenes.empty_queues(world)
+    scenes.forget_rules(world)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -3,8 +3,6 @@
 Where they cannot, CHANGES has what is different; runbooks/OPERATIONS.md gives the reasons.
 """
 
-import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,16 +73,7 @@ def reports_health(world: World, ran: Ran) -> None:
 
 
 def pipe_log(world: World) -> None:
-    """A line such as a real pipe writes when its target fails; the embedded one writes none."""
-    line = {"messageType": "TargetInvocationFailed"}
-    logs = world.cloud.client("logs")
-    group = "/aws/vendedlogs/pipes/test/ses-email-router"
-    logs.create_log_stream(logGroupName=group, logStreamName="seed")
-    logs.put_log_events(
-        logGroupName=group,
-        logStreamName="seed",
-        logEvents=[{"timestamp": int(time.time() * 1000), "message": json.dumps(line)}],
-    )
+    scenes.log(world, "/aws/vendedlogs/pipes/test/ses-email-router", "TargetInvocationFailed")
 
 
 def forwards_to(address: str) -> Callable[[World, Ran], None]:
@@ -139,8 +128,7 @@ CASES = {
         prepare=scenes.mailbox, after=forwards_to(scenes.MAILBOX)
     ),
     ("Updating an Existing Routing Rule", 1): Case(
-        prepare=lambda world: (scenes.rule(world), scenes.mailbox(world, "new-email@gmail.com")),
-        after=forwards_to("new-email@gmail.com"),
+        prepare=scenes.rule_and_new_mailbox, after=forwards_to(scenes.NEW)
     ),
     ("Disabling a Routing Rule", 1): Case(prepare=scenes.rule, after=is_ignored),
     **{
