@@ -60,8 +60,9 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/cfn-lint template.yaml monitoring.yaml
 
+# In two processes; files that share a cloud or a folder stay together (tests/conftest.py).
 test: lint
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term --cov-fail-under=95
 
 quick: lint
 	$(BIN)/python -m pytest -m "not slow"

@@ -52,6 +52,30 @@ CLIENTS = (
 )
 
 
+# Each of these folders has one embedded cloud for all its files, and the first one takes longest.
+_ONE_PROCESS = ("workflow", "runbooks", "commands")
+# Share the folder .local/.
+_MAKE_LOCAL = ("test_local.py", "test_local_serve.py")
+
+
+def _process(path: Path) -> str:
+    """What has to run in one process, one after the other, when tests run in several."""
+    if path.parent.name in _ONE_PROCESS:
+        return path.parent.name
+    return "make local" if path.name in _MAKE_LOCAL else path.name
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For `--dist loadgroup`; the longest ones start first, or the others would wait for them."""
+    if not hasattr(config, "workerinput"):
+        return
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_process(item.path)))
+    order = (*_ONE_PROCESS[:1], "e2e", *_ONE_PROCESS[1:])
+    items.sort(key=lambda item: [*order, item.path.parent.name].index(item.path.parent.name))
+
+
 def _forget_clients() -> None:
     for client in CLIENTS:
         client.cache_clear()

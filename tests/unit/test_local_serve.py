@@ -7,6 +7,7 @@ import smtplib
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -46,10 +47,20 @@ def test_a_port_that_is_no_number():
     assert "not a number" in errors
 
 
+def test_a_fault_that_there_is_not():
+    process = start(LOCAL_FAULTS="throttled@s4")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "LOCAL_FAULTS: 'throttled@s4': no such site" in errors
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_until_it_is_stopped(number):
-    process = start(LOCAL_SMTP_PORT="0", LOCAL_AWS_PORT="0", LOCAL_GOOGLE_PORT="0")
+    fault = "slow-answer@gmail:Start"
+    process = start(
+        LOCAL_SMTP_PORT="0", LOCAL_AWS_PORT="0", LOCAL_GOOGLE_PORT="0", LOCAL_FAULTS=fault
+    )
     assert process.stdout
     for line in process.stdout:
         if "All of it as JSON" in line:
@@ -60,6 +71,12 @@ def test_it_serves_until_it_is_stopped(number):
         smtp.sendmail("you@example.org", ["anna@example.com"], "Subject: Hello\r\n\r\nHi!\r\n")
     with urllib.request.urlopen(endpoints["bounces"]) as answer:
         assert json.load(answer) == []
+    struck = ROOT / ".local" / "faults.jsonl"
+    deadline = time.monotonic() + 120
+    while not struck.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    fired = json.loads(struck.read_text().splitlines()[0])
+    assert (fired["kind"], fired["by"]) == ("slow answer", "ses-mail-gmail-forwarder-test")
     process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode == 0

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import pytest
 from moto.sqs.models import Queue
 
+from local.cloud import parameter_name
 from local.google import Fault, Google
 
 from .kit import Post
@@ -152,7 +153,11 @@ def aftermath(post: Post) -> Iterator[Aftermath]:
         traffic.watch(monkeypatch)
         secrets: dict[str, str] = dict(CONTENT)
         _note_what_google_gives_out(post.cloud.google, monkeypatch, secrets)
+        _service_accounts(post, secrets)
         stored, during = _everything_that_goes_wrong(post)
+        _stopped(post)
+        # The hour of what runs by schedule: the token monitor looks at all these tokens.
+        post.cloud.events.tick()
         secrets |= google_secrets(post.cloud.google)
         yield Aftermath(
             [*logs(post), *histories(post), *traffic.messages, *records(post)],
@@ -173,12 +178,35 @@ def _note_what_google_gives_out(
         return session
 
     def granting(form: dict[str, str]) -> Any:
+        if "assertion" in form:
+            secrets[f"signed assertion {len(secrets)}"] = form["assertion"]
         answer = grant(form)
         secrets[f"access token {len(secrets)}"] = json.loads(answer.body)["access_token"]
         return answer
 
     monkeypatch.setattr(google, "open_session", opening)
     monkeypatch.setattr(google, "grant", granting)
+
+
+def _service_accounts(post: Post, secrets: dict[str, str]) -> None:
+    """Two mailboxes with keys in their parameters: one may be spoken for, the other not."""
+    google = post.cloud.google
+    for allowed in (True, False):
+        recipient, mailbox = post.forwarded()
+        account = google.add_service_account([mailbox if allowed else post.mailbox(False)])
+        post.cloud.client("ssm").put_parameter(
+            Name=f"/ses-mail/test/gmail-tokens/{parameter_name(mailbox)}",
+            Value=json.dumps(account),
+            Type="SecureString",
+            Overwrite=True,
+        )
+        # A line from the middle: nobody would log all of it.
+        secrets[f"private key of {mailbox}"] = account["private_key"].splitlines()[7]
+        post.send(recipient, raw=EMAIL)
+        post.cloud.wait_idle()
+        assert post.copies(mailbox) == allowed
+    (letter,) = post.take()
+    assert letter.failure["error"] == "GmailTokenError"
 
 
 def _everything_that_goes_wrong(post: Post) -> tuple[str, list[dict[str, Any]]]:
@@ -229,6 +257,18 @@ def _everything_that_goes_wrong(post: Post) -> tuple[str, list[dict[str, Any]]]:
     return _crash_in_the_middle(post, large)
 
 
+def _stopped(post: Post) -> None:
+    """An execution that the sweeper will find."""
+    recipient, mailbox = post.forwarded()
+    google = post.cloud.google
+    google.faults.append(Fault(on="start", status=503, mailbox=mailbox, times=None))
+    message_id = post.send(recipient, raw=EMAIL)
+    post.until(lambda: post.cloud.executions(message_id) != [])
+    (execution,) = post.cloud.executions(message_id)
+    post.cloud.client("stepfunctions").stop_execution(executionArn=execution["executionArn"])
+    post.cloud.wait_idle()
+
+
 def _crash_in_the_middle(post: Post, large: bytes) -> tuple[str, list[dict[str, Any]]]:
     """(the session that an attempt left behind, the table's items while it was there)."""
     google = post.cloud.google
@@ -257,19 +297,23 @@ def test_the_run_was_worth_searching(post: Post, aftermath: Aftermath) -> None:
     """Every kind of place, secret and error was really there."""
     kinds = {place.name.split()[0] for place in aftermath.places if place.text}
     assert kinds == {"log", "history", "queue", "record"}
-    for function in ("starter", "fetcher", "router", "gmail-forwarder", "bouncer"):
-        assert post.cloud.logs(function)
+    for function in post.cloud.runtime.functions:
+        assert post.cloud.logs(function), function
     queues = {place.name.removeprefix("queue ") for place in aftermath.places}
     assert {
         f"ses-{name}-test"
         for name in ("email-input", "email-input-dlq", "gmail-forwarder-dlq", "bouncer-dlq")
     } <= queues
-    for kind in ("access token", "refresh token", "client secret", "upload session", *CONTENT):
+    for kind in (
+        "access token", "refresh token", "client secret", "upload session",
+        "private key", "signed assertion", *CONTENT,
+    ):  # fmt: skip
         assert any(name.startswith(kind) for name in aftermath.secrets), kind
     told = " ".join(place.text for place in aftermath.places)
     for error in (
         "GmailTokenError", "GmailRejectedError", "GmailTemporaryError", "BounceRejectedError",
-        "InvalidRoutingRuleError", "Runtime.ExitError", "invalid_grant", "null-sender",
+        "InvalidRoutingRuleError", "Runtime.ExitError", "invalid_grant", "unauthorized_client",
+        "null-sender",
     ):  # fmt: skip
         assert error in told, error
 
@@ -330,4 +374,4 @@ def test_the_search_would_find_a_real_leak(post: Post, aftermath: Aftermath) -> 
         for parameter in page["Parameters"]
     ]
     kinds = {" ".join(f.secret.split()[:2]) for f in search(values, aftermath.secrets)}
-    assert kinds == {"refresh token", "client secret"}
+    assert kinds == {"refresh token", "client secret", "private key"}
