@@ -489,7 +489,7 @@ class Cloud:
         """Physical id of a resource, as `!Ref` gives it."""
         return self.stack.physical_id(logical_id)
 
-    def wait_idle(self, timeout: float = 60.0) -> None:
+    def wait_idle(self, timeout: float = 300.0) -> None:
         """Wait until queue, pipe and executions are at rest; TimeoutError after real seconds."""
         deadline = time.monotonic() + timeout
         while busy := self._busy():

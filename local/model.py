@@ -140,11 +140,11 @@ _UNWRITTEN = (
 )
 
 
-def may_have_bounced(email: Email, recipient: str, fired: Iterable[Fired]) -> bool:
+def may_have_bounced(message_id: str, recipient: str, fired: Iterable[Fired]) -> bool:
     """Whether a fault struck the bounce of an email between its mark `sending` and the record of
     SES's answer, so that nobody can know whether it went out."""
     return any(
-        fault.key == email.message_id and "bouncer" in fault.by and _hides(fault, recipient.lower())
+        fault.key == message_id and "bouncer" in fault.by and _hides(fault, recipient.lower())
         for fault in fired
     )
 

@@ -571,7 +571,7 @@ class Soak:
             if bounces.get(key, 0) > 1:
                 self._problem("bounced twice", email.message_id, recipient)
             doubtful = reason == "maybe-sent" and model.may_have_bounced(
-                email, recipient, self._fired()
+                email.message_id, recipient, self._fired()
             )
             if bounces.get(key) or doubtful:
                 happened.add(Effect(BOUNCE, recipient))

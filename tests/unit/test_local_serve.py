@@ -17,7 +17,22 @@ ROOT = Path(__file__).parent.parent.parent
 ENDPOINTS = ROOT / ".local" / "endpoints.json"
 
 
-def start(**environment: str) -> "subprocess.Popen[str]":
+@pytest.fixture
+def start():
+    """Starts `make local`; whatever the test says of it, it does not outlive the test."""
+    started = []
+
+    def start_one(**environment: str) -> "subprocess.Popen[str]":
+        started.append(_start(**environment))
+        return started[-1]
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def _start(**environment: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "local.serve"],
         cwd=ROOT,
@@ -29,7 +44,7 @@ def start(**environment: str) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.parametrize("name", ["LOCAL_SMTP_PORT", "LOCAL_AWS_PORT", "LOCAL_GOOGLE_PORT"])
-def test_a_taken_port(name):
+def test_a_taken_port(start, name):
     free = dict.fromkeys(("LOCAL_SMTP_PORT", "LOCAL_AWS_PORT", "LOCAL_GOOGLE_PORT"), "0")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -40,14 +55,14 @@ def test_a_taken_port(name):
     assert name in errors
 
 
-def test_a_port_that_is_no_number():
+def test_a_port_that_is_no_number(start):
     process = start(LOCAL_SMTP_PORT="smtp")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "not a number" in errors
 
 
-def test_a_fault_that_there_is_not():
+def test_a_fault_that_there_is_not(start):
     process = start(LOCAL_FAULTS="throttled@s4")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
@@ -56,7 +71,7 @@ def test_a_fault_that_there_is_not():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_until_it_is_stopped(number):
+def test_it_serves_until_it_is_stopped(start, number):
     fault = "slow-answer@gmail:Start"
     process = start(
         LOCAL_SMTP_PORT="0", LOCAL_AWS_PORT="0", LOCAL_GOOGLE_PORT="0", LOCAL_FAULTS=fault

@@ -290,7 +290,7 @@ class Post:
 
     def until(self, holds: Callable[[], bool]) -> None:
         """Wait for something that happens outside of this process."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not holds():
             assert time.monotonic() < deadline
             time.sleep(0.02)
