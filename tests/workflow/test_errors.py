@@ -322,7 +322,7 @@ def test_killed_process(post: Post) -> None:
 
 
 def test_task_that_times_out(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("local.asl.TASK_TIMEOUT_FLOOR", 1.5)
+    monkeypatch.setattr("local.asl.TASK_TIMEOUT_FLOOR", 5.0)
     recipient, mailbox = post.forwarded()
     post.cloud.google.faults.append(Fault(on="last_chunk", kind="hang", mailbox=mailbox))
     run = post.delivered(post.send(recipient))
