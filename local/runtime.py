@@ -219,8 +219,13 @@ class _Pool:
     def take(self) -> _Worker:
         self.free.acquire()
         with self.lock:
-            if self.idle:
-                return self.idle.pop()  # the warmest one
+            while self.idle:
+                worker = self.idle.pop()  # the warmest one
+                if not worker.ended:
+                    return worker
+                # Killed from outside between two invocations: Lambda would give it none either.
+                worker.kill()
+                self.all.remove(worker)
             if self.runtime.stopped:
                 self.free.release()
                 raise RuntimeError("the embedded cloud is stopped")
@@ -375,6 +380,13 @@ class _Worker:
             "Runtime.ExitError",
             f"RequestId: {request} Error: Runtime exited without providing a reason",
         )
+
+    @property
+    def ended(self) -> bool:
+        """Whether an idle process is gone: it says nothing, so what can be read is the end."""
+        poll = select.poll()
+        poll.register(self._replies, select.POLLIN)
+        return bool(poll.poll(0))
 
     def kill(self) -> None:
         if self.alive:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -189,6 +190,14 @@ def test_logs_are_in_files_when_the_answer_is_there(runtime):
     runtime.invoke("app", {"do": "log"})
     text = "".join(path.read_text() for path in runtime.log_files("app"))
     assert '{"message": "hello"}\n' in text
+
+
+def test_a_worker_that_died_idle_gets_no_event(runtime):
+    pid = json.loads(runtime.invoke("app", {"do": "log"})[0])
+    os.kill(pid, signal.SIGKILL)
+    answer, failed = runtime.invoke("app", {"do": "log"})
+    assert not failed
+    assert json.loads(answer) != pid
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
