@@ -177,10 +177,19 @@ def a_malformed_rule(stage: Stage) -> None:
 
 
 def the_starter_is_killed(stage: Stage) -> None:
-    # The warmest one, which takes the next batch.
-    warmest = stage.cloud.runtime._pools["ses-mail-starter-test"].idle[-1]
+    pool = stage.cloud.runtime._pools["ses-mail-starter-test"]
+    # The warmest one, which takes the next batch, and stands still until it has it.
+    warmest = pool.idle[-1]
+    os.kill(warmest.pid, signal.SIGSTOP)
+
+    def has_the_batch() -> bool:
+        with pool.lock:
+            return warmest not in pool.idle
+
+    message_id = stage.post.send(stage.post.address("store"))
+    stage.post.until(has_the_batch)
     os.kill(warmest.pid, signal.SIGKILL)
-    stage.post.delivered(stage.post.send(stage.post.address("store")))
+    stage.post.delivered(message_id)
 
 
 def executions_cannot_be_started(stage: Stage) -> None:
