@@ -274,7 +274,7 @@ class Soak:
         *,
         root: Path | None = None,
         factor: float = FACTOR,
-        patience: float = 90.0,  # real seconds for what the faults' retries take
+        patience: float = 60.0,  # real seconds for what the faults' retries take
         console: Console | None = None,
     ) -> None:
         self.emails = {email.message_id: email for email in emails}
@@ -340,7 +340,7 @@ class Soak:
                 message_id=email.message_id,
             )
             # SES does not wait either, but a laptop's memory is no cloud's.
-            while len(self.cloud._running()) > 150 or self._waiting() > 50:
+            while len(self.cloud._running()) > 200 or self._waiting() > 50:
                 time.sleep(0.1)
 
     def _put(self, rules: Iterable[Rule]) -> None:
