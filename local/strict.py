@@ -6,6 +6,7 @@ import copy
 import functools
 import re
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
@@ -47,6 +48,8 @@ def install(patches: Patches) -> None:
     wrap(Queue, "delete_message", _locked_queue)
     wrap(SQSBackend, "receive_message", _locked_receive)
     wrap(DynamoDBBackend, "transact_write_items", functools.partial(_snapshotting, patches))
+    # moto counts a queue's messages anew for each message that it looks at.
+    wrap(SQSBackend, "is_message_valid_based_on_retention_period", _retained)
     # Conditions and names are checked first and applied later.
     writes = threading.RLock()
     for name in DYNAMODB:
@@ -152,6 +155,14 @@ def _locked_receive(original: Any) -> Any:
             return original(self, queue_name, *args, **kwargs)
 
     return receive_message
+
+
+def _retained(_original: Any) -> Any:
+    def is_message_valid(self: Any, queue_name: str, message: Any) -> bool:
+        kept: int = self.get_queue(queue_name).message_retention_period
+        return bool(message.sent_timestamp / 1000 + kept > time.time())
+
+    return is_message_valid
 
 
 def _serialized(original: Any, lock: threading.RLock) -> Any:
