@@ -62,7 +62,8 @@ def run(cloud: Cloud, folder: Path, command: str) -> subprocess.CompletedProcess
         "HTTPS_PROXY": cloud.google.url,
         "HTTPLIB2_CA_CERTS": str(cloud.google.ca_file),
         "REQUESTS_CA_BUNDLE": str(cloud.google.ca_file),
-        "BROWSER": f"{folder}/browser %s",
+        # In the background, as a real browser: the command answers it only once it has been opened.
+        "BROWSER": f"{folder}/browser %s &",
     }
     return subprocess.run(
         command, shell=True, cwd=folder, env=environment, capture_output=True, text=True
