@@ -62,7 +62,7 @@ lint: $(READY)
 
 # In two processes; files that share a cloud or a folder stay together (tests/conftest.py).
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term --cov-fail-under=95
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=95
 
 quick: lint
 	$(BIN)/python -m pytest -m "not slow"

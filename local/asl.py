@@ -7,10 +7,9 @@ upgrade moves one of them.
 
 from __future__ import annotations
 
-import copy
-import functools
 import hashlib
 import json
+import pickle
 import random
 import threading
 import time
@@ -320,11 +319,17 @@ def _string_of(parser_rule_context: Any) -> str | None:
 
 def _parsed() -> Callable[[Any], Any]:
     # moto parses the definition for every execution, 0.1 s each. A copy, because components make
-    # their keys for retry counters when they are first used.
-    parse = functools.cache(AmazonStateLanguageParser.parse)
+    # their keys for retry counters when they are first used; pickle's takes a 25th of deepcopy's
+    # time. Locked, or the first hundred executions would all parse.
+    lock = threading.Lock()
+    pickled: dict[str, bytes] = {}
 
     def entrypoint(worker: Any) -> Any:
-        return copy.deepcopy(parse(worker._evaluation_details.state_machine_details.definition)[0])
+        definition = worker._evaluation_details.state_machine_details.definition
+        with lock:
+            if definition not in pickled:
+                pickled[definition] = pickle.dumps(AmazonStateLanguageParser.parse(definition)[0])
+        return pickle.loads(pickled[definition])
 
     return entrypoint
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -47,6 +48,20 @@ def main() -> int:
     except ValueError as error:
         print(f"LOCAL_FAULTS: {error}", file=sys.stderr)
         return 2
+    DIRECTORY.mkdir(exist_ok=True)
+    with (DIRECTORY / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # It would take the other's certificates and logs away.
+            print(f"The embedded cloud runs here already: see {ENDPOINTS}", file=sys.stderr)
+            return 2
+        return _serve(smtp, aws, google, planned, stopping)
+
+
+def _serve(
+    smtp: int, aws: int, google: int, planned: list[faults.Fault], stopping: threading.Event
+) -> int:
     print("Starting the embedded cloud …", flush=True)
     from local.cloud import Cloud, PortTakenError  # takes seconds to import: say something first
 

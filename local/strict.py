@@ -14,6 +14,7 @@ from typing import Any
 
 import moto.backends
 import moto.dynamodb.models as dynamodb_models
+from moto.core.routing import get_service_router
 from moto.dynamodb.models import DynamoDBBackend, Table
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication
 from moto.sqs.exceptions import SQSException
@@ -58,6 +59,9 @@ def install(patches: Patches) -> None:
     modules = frozenset(moto.backends.list_of_moto_modules())
     patches.replace(moto.backends, "list_of_moto_modules", lambda: modules)
     wrap(DomainDispatcherApplication, "get_backend_for_host", functools.cache)
+    # moto reads a service's model at its first request: of a hundred first ones, each would.
+    for service in ("dynamodb", "lambda", "s3", "sqs", "ssm", "stepfunctions"):
+        get_service_router(service)
     starts = functools.partial(_serialized, lock=threading.RLock())
     wrap(StepFunctionsParserBackend, "start_execution", starts)
 

@@ -23,6 +23,7 @@ from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ConnectionClosedError
 from botocore.httpsession import URLLib3Session
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 # Powertools reads these once, when `observe` is first imported.
 os.environ["POWERTOOLS_METRICS_NAMESPACE"] = "SESMail/test"
@@ -58,22 +59,28 @@ _ONE_PROCESS = ("workflow", "runbooks", "commands")
 _MAKE_LOCAL = ("test_local.py", "test_local_serve.py")
 
 
-def _process(path: Path) -> str:
-    """What has to run in one process, one after the other, when tests run in several."""
-    if path.parent.name in _ONE_PROCESS:
-        return path.parent.name
-    return "make local" if path.name in _MAKE_LOCAL else path.name
+class _ByProcess(LoadScopeScheduling):
+    """With `-n`: what shares something stays in one process, one after the other."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = Path(nodeid.partition("::")[0])
+        if path.parent.name in _ONE_PROCESS:
+            return path.parent.name
+        return "make local" if path.name in _MAKE_LOCAL else path.name
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    config.option.loadscopereorder = False  # what has most tests does not take longest
+    return _ByProcess(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """For `--dist loadgroup`; the longest ones start first, or the others would wait for them."""
-    if not hasattr(config, "workerinput"):
-        return
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_process(item.path)))
-    order = (*_ONE_PROCESS[:1], "e2e", *_ONE_PROCESS[1:])
-    items.sort(key=lambda item: [*order, item.path.parent.name].index(item.path.parent.name))
+    """With `-n` the longest ones start first, or the others would wait for them."""
+    if hasattr(config, "workerinput"):
+        order = (*_ONE_PROCESS[:1], "e2e", *_ONE_PROCESS[1:])
+        items.sort(key=lambda item: [*order, item.path.parent.name].index(item.path.parent.name))
 
 
 def _forget_clients() -> None:

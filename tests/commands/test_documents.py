@@ -29,7 +29,11 @@ SHOWN = {
 
 @pytest.fixture
 def folder(cloud: Cloud, tmp_path: Path) -> Path:
-    """What the person at the keyboard has."""
+    """What the person at the keyboard has, and no token of another test's."""
+    ssm = cloud.client("ssm")
+    pages = ssm.get_paginator("describe_parameters").paginate().search("Parameters[].Name")
+    for parameter in list(pages):
+        ssm.delete_parameter(Name=parameter)
     browser = tmp_path / "browser"
     browser.write_text(BROWSER.format(python=sys.executable))
     browser.chmod(0o755)

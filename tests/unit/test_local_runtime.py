@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -195,6 +196,9 @@ def test_logs_are_in_files_when_the_answer_is_there(runtime):
 def test_a_worker_that_died_idle_gets_no_event(runtime):
     pid = json.loads(runtime.invoke("app", {"do": "log"})[0])
     os.kill(pid, signal.SIGKILL)
+    ended = ["ps", "-o", "stat=", "-p", str(pid)]
+    while not subprocess.check_output(ended, text=True).startswith("Z"):
+        time.sleep(0.01)
     answer, failed = runtime.invoke("app", {"do": "log"})
     assert not failed
     assert json.loads(answer) != pid
