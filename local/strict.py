@@ -15,6 +15,7 @@ from typing import Any
 import moto.backends
 import moto.dynamodb.models as dynamodb_models
 from moto.core.routing import get_service_router
+from moto.core.utils import get_service_model
 from moto.dynamodb.models import DynamoDBBackend, Table
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication
 from moto.sqs.exceptions import SQSException
@@ -33,6 +34,13 @@ DYNAMODB = (
     *("get_item", "query", "scan"),
     *("put_item", "update_item", "delete_item", "transact_write_items"),
 )
+# Services that get their first requests from many threads at once, with their protocol where it
+# routes by path.
+_BUSY = {
+    **dict.fromkeys(("cloudwatch", "dynamodb", "logs", "sqs", "ssm", "stepfunctions"), ""),
+    "lambda": "rest-json",
+    "s3": "rest-xml",
+}
 PARAMETER_NAME = re.compile(r"[a-zA-Z0-9_.\-/]+")
 
 
@@ -59,9 +67,8 @@ def install(patches: Patches) -> None:
     modules = frozenset(moto.backends.list_of_moto_modules())
     patches.replace(moto.backends, "list_of_moto_modules", lambda: modules)
     wrap(DomainDispatcherApplication, "get_backend_for_host", functools.cache)
-    # moto reads a service's model at its first request: of a hundred first ones, each would.
-    for service in ("dynamodb", "lambda", "s3", "sqs", "ssm", "stepfunctions"):
-        get_service_router(service)
+    for service in _BUSY:
+        _prepare(service)
     starts = functools.partial(_serialized, lock=threading.RLock())
     wrap(StepFunctionsParserBackend, "start_execution", starts)
 
@@ -167,6 +174,16 @@ def _retained(_original: Any) -> Any:
         return bool(message.sent_timestamp / 1000 + kept > time.time())
 
     return is_message_valid
+
+
+def _prepare(service: str) -> None:
+    """What moto does at a service's first request, and of a hundred first ones for each; its cache
+    of operations even answers some of them with an object of botocore's."""
+    model = get_service_model(service)
+    for name in model.operation_names:
+        model.operation_model(name)
+    if _BUSY[service]:
+        get_service_router(service)._get_router(_BUSY[service])
 
 
 def _serialized(original: Any, lock: threading.RLock) -> Any:
