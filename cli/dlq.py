@@ -28,21 +28,13 @@ ErrorOption = Annotated[
     str | None, typer.Option("--error", help="Only letters of this error, as GmailTokenError.")
 ]
 
-
 # In the summary of a run that was not done (runbooks/dlq_redrive.yaml).
 _TIME_LIMIT = "stopped at the time limit"
 
-
-def add_to(app: typer.Typer) -> None:
-    """Register the group."""
-    group = typer.Typer(no_args_is_help=True, help="Dead letters: list, show, redrive, discard.")
-    group.command("list")(list_queues)
-    group.command()(show)
-    group.command()(redrive)
-    group.command()(discard)
-    app.add_typer(group, name="dlq")
+dlq = typer.Typer(no_args_is_help=True, help="Dead letters: list, show, redrive, discard.")
 
 
+@dlq.command("list")
 def list_queues(
     context: typer.Context,
     limit: Annotated[int, typer.Option(min=1, help="Letters to look at per queue.")] = 1000,
@@ -89,6 +81,7 @@ def _summary(session: Session, queue: Dlq, limit: int) -> dict[str, Any]:
     }
 
 
+@dlq.command()
 def show(
     context: typer.Context,
     queue: Annotated[Dlq | None, typer.Argument(help="One queue; all three if left out.")] = None,
@@ -152,6 +145,7 @@ def _show(letter: Letter) -> None:
     console().print()
 
 
+@dlq.command()
 def redrive(
     context: typer.Context,
     queue: QueueArgument,
@@ -234,6 +228,7 @@ def _redrive_many(
     return {"redriven": done, "failed": failed, "remaining": remaining}
 
 
+@dlq.command()
 def discard(
     context: typer.Context,
     queue: QueueArgument,

@@ -33,11 +33,6 @@ _SPAN = re.compile(r"(\d+)([mhdw])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the command."""
-    app.command()(find)
-
-
 @dataclass(frozen=True)
 class Found:
     """A stored email that matches; what its headers say is decoded, printable text."""

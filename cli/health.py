@@ -13,11 +13,6 @@ from .output import console, show_json, show_table
 from .session import Session
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the command."""
-    app.command()(health)
-
-
 def health(context: typer.Context) -> None:
     """Check queues, dead letters, pipe, executions and tokens, and say what is wrong.
 

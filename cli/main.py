@@ -10,10 +10,17 @@ import typer
 from botocore.exceptions import BotoCoreError, ClientError
 from google.auth.exceptions import GoogleAuthError
 
-from . import dlq, find, health, pipe, replay, routes, token, trace
+from .dlq import dlq
 from .errors import CommandError
+from .find import find
+from .health import health
 from .output import say, show_json
+from .pipe import pause, resume
+from .replay import replay
+from .routes import routes
 from .session import Session
+from .token import tokens
+from .trace import trace
 
 # With a value, or without one; main() lets them stand anywhere.
 _VALUED = ("--env", "--profile", "--region", "--endpoint-url")
@@ -28,8 +35,15 @@ app = typer.Typer(
     epilog="Exit codes: 0 well, 1 the answer is no, 2 wrong input, 3 no such thing, "
     "4 AWS or Google refused, 5 changed meanwhile.",
 )
-for topic in (routes, trace, find, dlq, replay, health, token, pipe):
-    topic.add_to(app)
+app.add_typer(routes, name="routes")
+app.command()(trace)
+app.command()(find)
+app.add_typer(dlq, name="dlq")
+app.command()(replay)
+app.command()(health)
+app.add_typer(tokens, name="token")
+app.command()(pause)
+app.command()(resume)
 
 
 @app.callback()

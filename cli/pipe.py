@@ -14,12 +14,6 @@ from .session import Session
 INPUT_QUEUE = "ses-email-input"
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the two commands."""
-    app.command()(pause)
-    app.command()(resume)
-
-
 def pause(
     context: typer.Context,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,

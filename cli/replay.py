@@ -29,11 +29,6 @@ from .whereabouts import stale
 _PAUSE = 1.0  # seconds between two looks at an execution
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the command."""
-    app.command()(replay)
-
-
 @dataclass(frozen=True)
 class Asked:
     """What the operator wants of the new execution; force is a nonce, or empty."""

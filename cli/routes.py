@@ -36,11 +36,6 @@ def _actions() -> list[str]:
     return list(routing.ACTIONS)
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the group."""
-    app.add_typer(routes, name="routes")
-
-
 @routes.command("list")
 def list_rules(
     context: typer.Context,

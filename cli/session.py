@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -34,67 +34,56 @@ class Session:
     region: str | None = None
     endpoint_url: str | None = None
     as_json: bool = False
-    _clients: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def _boto3(self) -> boto3.session.Session:
         return boto3.session.Session(profile_name=self.profile, region_name=self.region)
 
-    def _client(self, service: str) -> Any:
-        if service not in self._clients:
-            make: Any = self._boto3.client
-            self._clients[service] = make(service, endpoint_url=self.endpoint_url, config=_CONFIG)
-        return self._clients[service]
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"endpoint_url": self.endpoint_url, "config": _CONFIG}
 
     # -- clients -----------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def cloudwatch(self) -> CloudWatchClient:
-        client: CloudWatchClient = self._client("cloudwatch")
-        return client
+        return self._boto3.client("cloudwatch", **self._options)
 
-    @property
+    @cached_property
     def dynamodb(self) -> DynamoDBClient:
-        client: DynamoDBClient = self._client("dynamodb")
-        return client
+        return self._boto3.client("dynamodb", **self._options)
 
-    @property
+    @cached_property
     def pipes(self) -> EventBridgePipesClient:
-        client: EventBridgePipesClient = self._client("pipes")
-        return client
+        return self._boto3.client("pipes", **self._options)
 
-    @property
+    @cached_property
     def s3(self) -> S3Client:
-        client: S3Client = self._client("s3")
-        return client
+        return self._boto3.client("s3", **self._options)
 
-    @property
+    @cached_property
     def ses(self) -> SESClient:
-        client: SESClient = self._client("ses")
-        return client
+        return self._boto3.client("ses", **self._options)
 
-    @property
+    @cached_property
     def sqs(self) -> SQSClient:
-        client: SQSClient = self._client("sqs")
-        return client
+        return self._boto3.client("sqs", **self._options)
 
-    @property
+    @cached_property
     def ssm(self) -> SSMClient:
-        client: SSMClient = self._client("ssm")
-        return client
+        return self._boto3.client("ssm", **self._options)
 
-    @property
+    @cached_property
     def stepfunctions(self) -> SFNClient:
-        client: SFNClient = self._client("stepfunctions")
-        return client
+        return self._boto3.client("stepfunctions", **self._options)
 
     # -- names (the same in template.yaml) ---------------------------------------------------------
 
     @cached_property
     def caller(self) -> dict[str, str]:
         """GetCallerIdentity: {Account, Arn, UserId}."""
-        identity: dict[str, str] = self._client("sts").get_caller_identity()
-        return identity
+        identity = self._boto3.client("sts", **self._options).get_caller_identity()
+        return {name: identity[name] for name in ("Account", "Arn", "UserId")}
 
     @property
     def account(self) -> str:

@@ -46,11 +46,6 @@ Mailbox = Annotated[
 ]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the group."""
-    app.add_typer(tokens, name="token")
-
-
 @tokens.command("set")
 def set_token(
     context: typer.Context,

@@ -17,11 +17,6 @@ from .session import Session
 from .whereabouts import Place, places, stale
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the command."""
-    app.command()(trace)
-
-
 def trace(
     context: typer.Context,
     message_id: Annotated[
