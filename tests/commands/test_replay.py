@@ -70,10 +70,7 @@ def test_one_recipient_under_a_corrected_rule(post: Post, sesmail: Sesmail) -> N
 
 
 def test_a_replay_overtakes_the_letter_that_waits(post: Post, sesmail: Sesmail) -> None:
-    recipient, mailbox = post.forwarded()
-    post.cloud.google.revoke(mailbox)
-    message_id = post.send(recipient)
-    post.dead_lettered(message_id)
+    _recipient, mailbox, message_id = post.parked()
     post.cloud.add_mailbox(mailbox)
     sesmail(f"replay {message_id} --yes --wait")
     assert post.copies(mailbox) == 1

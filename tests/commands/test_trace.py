@@ -99,10 +99,7 @@ def test_an_email_that_is_retried(post: Post, sesmail: Sesmail) -> None:
 
 
 def test_a_letter_that_was_sent_back_waits_in_the_input_queue(post: Post, sesmail: Sesmail) -> None:
-    recipient, mailbox = post.forwarded()
-    post.cloud.google.revoke(mailbox)
-    message_id = post.send(recipient)
-    post.dead_lettered(message_id)
+    recipient, mailbox, message_id = post.parked()
     post.cloud.add_mailbox(mailbox)
     post.cloud.pipe.pause()
     sesmail(f"dlq redrive forwarder --message-id {message_id}")
@@ -119,10 +116,7 @@ def test_a_letter_that_was_sent_back_waits_in_the_input_queue(post: Post, sesmai
 
 
 def test_a_redrive_that_left_no_record_is_found_in_the_list(post: Post, sesmail: Sesmail) -> None:
-    recipient, mailbox = post.forwarded()
-    post.cloud.google.revoke(mailbox)
-    message_id = post.send(recipient)
-    post.dead_lettered(message_id)
+    recipient, _mailbox, message_id = post.parked()
     post.cloud.put_rule(recipient, "store")
     sesmail(f"dlq redrive forwarder --message-id {message_id}")
     post.cloud.wait_idle()
@@ -177,10 +171,7 @@ def test_an_email_whose_object_is_gone(post: Post, sesmail: Sesmail) -> None:
 
 
 def test_a_letter_that_nobody_can_see(post: Post, sesmail: Sesmail) -> None:
-    recipient, mailbox = post.forwarded()
-    post.cloud.google.revoke(mailbox)
-    message_id = post.send(recipient)
-    post.dead_lettered(message_id)
+    recipient, _mailbox, message_id = post.parked()
     assert len(post.take()) == 1
     state, text = where(sesmail(f"trace {message_id} --json").json, recipient)
     assert state == "lost-sight"

@@ -252,6 +252,15 @@ class Post:
         assert self.is_marked(run)
         return run
 
+    def parked(self) -> tuple[str, str, str]:
+        """Recipient, mailbox and messageId of an email that is parked because Google took the
+        mailbox's token back."""
+        recipient, mailbox = self.forwarded()
+        self.cloud.google.revoke(mailbox)
+        message_id = self.send(recipient)
+        self.dead_lettered(message_id)
+        return recipient, mailbox, message_id
+
     def copies(self, mailbox: str) -> int:
         """How many emails lie in the mailbox."""
         return len(self.cloud.google.messages(mailbox))

@@ -39,10 +39,7 @@ def test_mended_token(post: Post) -> None:
 
 
 def test_cause_that_is_not_mended(post: Post) -> None:
-    recipient, mailbox = post.forwarded()
-    post.cloud.google.revoke(mailbox)
-    message_id = post.send(recipient)
-    post.dead_lettered(message_id)
+    recipient, mailbox, message_id = post.parked()
     letters = post.take("GmailForwarderDlq")
     for attempt in (2, 3):
         post.redrive(*letters)
@@ -238,10 +235,7 @@ def test_hundred_deliveries_and_the_rest_parked(post: Post) -> None:
 
 def test_letters_are_plain_notifications(post: Post) -> None:
     """JSON in a JSON string, as a console may show it, is read too."""
-    recipient, mailbox = post.forwarded()
-    post.cloud.google.revoke(mailbox)
-    message_id = post.send(recipient)
-    post.dead_lettered(message_id)
+    _recipient, mailbox, _message_id = post.parked()
     (letter,) = post.take()
     post.cloud.add_mailbox(mailbox)
     post.queue(json.dumps(letter.text))
