@@ -44,6 +44,9 @@ from local.stack import Stack
 
 HOST = "127.0.0.1"
 
+# One, because each reads half a megabyte of endpoints.
+_session: Any = boto3.session.Session()
+
 # moto keeps its state per process, so a process has room for one cloud.
 _running = threading.Lock()
 
@@ -474,8 +477,7 @@ class Cloud:
         """A boto3 client of this cloud, with every right."""
         with self._clients_lock:
             if service not in self._clients:
-                session: Any = boto3.session.Session()
-                self._clients[service] = session.client(
+                self._clients[service] = _session.client(
                     service,
                     region_name=iam.REGION,
                     endpoint_url=self.aws_url,
