@@ -83,6 +83,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: [*order, item.path.parent.name].index(item.path.parent.name))
 
 
+# Their tests run the functions in this process; the others' never do, and counting would take
+# them a quarter longer.
+_COUNTED = ("unit", "functions")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """With `--cov` only what can be covered is counted."""
+    plugin: Any = item.config.pluginmanager.getplugin("_cov")
+    counting = plugin and plugin.cov_controller
+    if not counting or item.path.parent.name in _COUNTED:
+        return (yield)
+    counting.pause()
+    try:
+        return (yield)
+    finally:
+        counting.resume()
+
+
 def _forget_clients() -> None:
     for client in CLIENTS:
         client.cache_clear()

@@ -193,7 +193,8 @@ def test_wrong_options(cloud: Cloud, sesmail: Sesmail, line: str) -> None:
 def test_a_refused_write_does_not_quote_the_token(aws: "Aws") -> None:
     error = {"__type": "ValidationException", "message": "Value '1//secret' at 'value' is bad"}
     aws.wire.reply("ssm.PutParameter", lambda _: (400, json.dumps(error).encode()))
-    session = Session("test", _clients={"ssm": clients.ssm()})
+    session = Session("test")
+    session.ssm = clients.ssm()
     with pytest.raises(CommandError, match="ValidationException") as raised:
         put_parameter(session, DEFAULT, "1//secret")
     assert "secret" not in str(raised.value)
