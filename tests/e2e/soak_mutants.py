@@ -20,7 +20,7 @@ from local.faults import STATE_MACHINE, Fault, Faults
 from local.soak import Email, Soak, make_emails
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("template.yaml", "functions", "statemachines", "layers")
+PARTS = ("template.yaml", "monitoring.yaml", "functions", "statemachines", "layers", "runbooks")
 EMAILS = 40
 SEED = 7
 AT_ONCE = 2  # most of a soak is waiting for retries
