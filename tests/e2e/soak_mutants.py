@@ -43,7 +43,8 @@ def faults(emails: Sequence[Email]) -> list[Fault]:
         Fault(
             kinds.ERROR, "dynamodb:BatchGetItem", 1, "*router*", keys=ids(emails[:4]), whole=True
         ),
-        Fault(kinds.ABORT, "states:Execution", 0.08),
+        # Not of those, or few would live until their retries are through.
+        Fault(kinds.ABORT, "states:Execution", 0.08, keys=ids(emails[4:])),
         Fault(kinds.LOST, "events:Deliver", 0.5),
         Fault(kinds.THROTTLE, "sfn:StartExecution", 0.2, whole=True),
         # Answers that get lost: the step is run again although it had done its work.

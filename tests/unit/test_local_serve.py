@@ -70,8 +70,8 @@ def test_a_fault_that_there_is_not(start):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_until_it_is_stopped(start, number):
+def test_it_serves_until_it_is_stopped(start):
+    """By SIGTERM; by a terminal's Ctrl-C in tests/e2e/test_local.py."""
     fault = "slow-answer@gmail:Start"
     process = start(
         LOCAL_SMTP_PORT="0", LOCAL_AWS_PORT="0", LOCAL_GOOGLE_PORT="0", LOCAL_FAULTS=fault
@@ -92,7 +92,7 @@ def test_it_serves_until_it_is_stopped(start, number):
         time.sleep(0.1)
     fired = json.loads(struck.read_text().splitlines()[0])
     assert (fired["kind"], fired["by"]) == ("slow answer", "ses-mail-gmail-forwarder-test")
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 0
     assert not ENDPOINTS.exists()
