@@ -80,6 +80,8 @@ def test_what_is_told_of_an_email(
     stored = aws.put_email(raw)
     assert run(stored["key"]) == {**stored, "received": received}
     assert logs.metrics() == {"EmailsFetched": 1}
+    (line,) = logs.read("Email fetched")
+    assert (line["size"], line["received"]) == (len(raw), received)
 
 
 def test_only_the_headers_of_a_large_email_are_looked_at(run: Run, aws: "Aws") -> None:
@@ -91,11 +93,13 @@ def test_only_the_headers_of_a_large_email_are_looked_at(run: Run, aws: "Aws") -
     assert counted == {"PutObject": 1, "GetObject": 1}
 
 
-def test_a_missing_object(run: Run, aws: "Aws", logs: "Logs") -> None:
+def test_a_missing_object(run: Run, aws: "Aws", logs: "Logs", context: "LambdaContext") -> None:
     with pytest.raises(EmailNotFoundError, match=f"no object emails/none in bucket {aws.bucket}"):
         run("emails/none")
     (line,) = logs.read("Action result")
     assert (line["result"], line["error"]) == ("failed", "EmailNotFoundError")
+    assert line["action"] == context.function_name, "no delivery yet"
+    assert line["aws_request_id"] == context.aws_request_id
     assert line["errorType"] == "EmailNotFoundError"
     assert "emails/none" in line["cause"]
     assert line["messageId"] == "o3vrnil0e2ic28trm7dfhrc2v0cnbeccl4nbp0g1"
