@@ -63,13 +63,14 @@ class _Holder:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What looks at all that the others did comes last; modules with a cloud of their own come
     first, so that the others share one."""
-    items.sort(
-        key=lambda item: (item.path.name == _LAST, not hasattr(_module(item), "TIME_FACTOR"))
-    )
 
+    def place(item: pytest.Item) -> tuple[bool, bool]:
+        module: Any = item.getparent(pytest.Module)
+        return item.path.name == _LAST, not hasattr(module.obj, "TIME_FACTOR")
 
-def _module(item: pytest.Item) -> Any:
-    return item.getparent(pytest.Module).obj  # type: ignore[union-attr]
+    here = Path(__file__).parent
+    ours = iter(sorted((item for item in items if item.path.parent == here), key=place))
+    items[:] = [next(ours) if item.path.parent == here else item for item in items]
 
 
 @pytest.fixture(scope="session")
