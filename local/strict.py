@@ -14,7 +14,7 @@ from typing import Any
 
 import moto.backends
 import moto.dynamodb.models as dynamodb_models
-from moto.core.routing import get_service_router
+from moto.core.routing import get_router_class, get_service_router
 from moto.core.utils import get_service_model
 from moto.dynamodb.models import DynamoDBBackend, Table
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication
@@ -34,13 +34,8 @@ DYNAMODB = (
     *("get_item", "query", "scan"),
     *("put_item", "update_item", "delete_item", "transact_write_items"),
 )
-# Services that get their first requests from many threads at once, with their protocol where it
-# routes by path.
-_BUSY = {
-    **dict.fromkeys(("cloudwatch", "dynamodb", "logs", "sqs", "ssm", "stepfunctions"), ""),
-    "lambda": "rest-json",
-    "s3": "rest-xml",
-}
+# Services that get their first requests from many threads at once.
+_BUSY = ("cloudwatch", "dynamodb", "lambda", "logs", "s3", "sqs", "ssm", "stepfunctions")
 PARAMETER_NAME = re.compile(r"[a-zA-Z0-9_.\-/]+")
 
 
@@ -58,7 +53,7 @@ def install(patches: Patches) -> None:
     wrap(SQSBackend, "receive_message", _locked_receive)
     wrap(DynamoDBBackend, "transact_write_items", functools.partial(_snapshotting, patches))
     # moto counts a queue's messages anew for each message that it looks at.
-    wrap(SQSBackend, "is_message_valid_based_on_retention_period", _retained)
+    patches.replace(SQSBackend, "is_message_valid_based_on_retention_period", _is_retained)
     # Conditions and names are checked first and applied later.
     writes = threading.RLock()
     for name in DYNAMODB:
@@ -168,12 +163,9 @@ def _locked_receive(original: Any) -> Any:
     return receive_message
 
 
-def _retained(_original: Any) -> Any:
-    def is_message_valid(self: Any, queue_name: str, message: Any) -> bool:
-        kept: int = self.get_queue(queue_name).message_retention_period
-        return bool(message.sent_timestamp / 1000 + kept > time.time())
-
-    return is_message_valid
+def _is_retained(backend: Any, queue_name: str, message: Any) -> bool:
+    kept: int = backend.get_queue(queue_name).message_retention_period
+    return bool(message.sent_timestamp / 1000 + kept > time.time())
 
 
 def _prepare(service: str) -> None:
@@ -182,8 +174,8 @@ def _prepare(service: str) -> None:
     model = get_service_model(service)
     for name in model.operation_names:
         model.operation_model(name)
-    if _BUSY[service]:
-        get_service_router(service)._get_router(_BUSY[service])
+    if get_router_class(service, protocol := model.metadata["protocol"]):
+        get_service_router(service)._get_router(protocol)
 
 
 def _serialized(original: Any, lock: threading.RLock) -> Any:

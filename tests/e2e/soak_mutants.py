@@ -6,7 +6,6 @@ A mutant is a copy of the project with one safeguard taken out. Each is put thro
 with the faults that the safeguard is for; the unchanged project passes all of them first.
 """
 
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,9 +17,9 @@ from pathlib import Path
 from local import faults as kinds
 from local.faults import STATE_MACHINE, Fault, Faults
 from local.soak import Email, Soak, make_emails
+from tests.mutants import copy_of_project
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("template.yaml", "monitoring.yaml", "functions", "statemachines", "layers", "runbooks")
 EMAILS = 40
 SEED = 7
 AT_ONCE = 2  # most of a soak is waiting for retries
@@ -151,13 +150,8 @@ def soak(root: Path) -> int:
 
 
 def copy(mutant: Mutant, target: Path) -> None:
-    """The project with one change, as far as a cloud needs it."""
-    for part in PARTS:
-        source = ROOT / part
-        if source.is_dir():
-            shutil.copytree(source, target / part, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, target / part)
+    """The project with one change."""
+    copy_of_project(target)
     path = target / mutant.file
     text = path.read_text()
     if mutant.old not in text:

@@ -1,7 +1,6 @@
 """`make demo`, run as a person runs it; and broken on purpose, it must say so."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from local.demo import CASES
+from tests.mutants import copy_of_project
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -24,19 +24,6 @@ def demo(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=300,
     )
-
-
-def copy_project(target: Path) -> Path:
-    """The project without what it builds; the virtual environment is shared."""
-    shutil.copytree(
-        ROOT,
-        target,
-        ignore=shutil.ignore_patterns(
-            ".git", ".venv", ".local", ".aws-sam", "__pycache__", ".*_cache"
-        ),
-    )
-    (target / ".venv").symlink_to(ROOT / ".venv")
-    return target
 
 
 def test_every_email_has_its_row_and_the_expected_outcome() -> None:
@@ -58,7 +45,7 @@ MUTANTS = [
 
 def test_a_broken_workflow_makes_the_demo_fail(tmp_path: Path) -> None:
     """Broken in three places that have nothing to do with each other; it must name each."""
-    root = copy_project(tmp_path / "project")
+    root = copy_of_project(tmp_path)
     for file, text, replacement, _ in MUTANTS:
         source = (root / file).read_text()
         assert text in source
