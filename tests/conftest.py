@@ -83,8 +83,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: [*order, item.path.parent.name].index(item.path.parent.name))
 
 
-# Their tests run the functions in this process; the others' never do, and counting would take
-# them a quarter longer.
+# Their tests run the functions in this process; the others' never do, and with counting
+# tests/commands/test_replay.py takes 1.3 times the CPU time (medians of 3).
 _COUNTED = ("unit", "functions")
 
 
