@@ -16,8 +16,7 @@ from ses_mail import notification, tables
 from . import history, letters
 from .history import Story
 from .letters import Dlq, Letter
-from .pipe import INPUT_QUEUE
-from .session import Session
+from .session import INPUT_QUEUE, Session
 
 PREFIX = "emails/"
 # Of a record: a session is a credential, the rest tells an operator nothing.

@@ -15,8 +15,7 @@ from ses_mail.errors import InvalidNotificationError
 from ses_mail.notification import Notification
 
 from .history import error_message
-from .pipe import INPUT_QUEUE
-from .session import Session
+from .session import INPUT_QUEUE, Session
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs.type_defs import MessageAttributeValueTypeDef, MessageTypeDef

@@ -10,17 +10,17 @@ import typer
 from botocore.exceptions import BotoCoreError, ClientError
 from google.auth.exceptions import GoogleAuthError
 
-from .dlq import dlq
+from .commands.dlq import dlq
+from .commands.find import find
+from .commands.health import health
+from .commands.pipe import pause, resume
+from .commands.replay import replay
+from .commands.routes import routes
+from .commands.token import tokens
+from .commands.trace import trace
 from .errors import CommandError
-from .find import find
-from .health import health
 from .output import say, show_json
-from .pipe import pause, resume
-from .replay import replay
-from .routes import routes
 from .session import Session
-from .token import tokens
-from .trace import trace
 
 # With a value, or without one; main() lets them stand anywhere.
 _VALUED = ("--env", "--profile", "--region", "--endpoint-url")

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from mypy_boto3_ssm import SSMClient
     from mypy_boto3_stepfunctions import SFNClient
 
+# Without the environment, as queue_url takes it.
+INPUT_QUEUE = "ses-email-input"
+
 _CONFIG = Config(connect_timeout=5, read_timeout=30, retries={"mode": "standard"})
 
 

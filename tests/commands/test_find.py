@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cli.commands.find import decoded, moment
 from cli.errors import InvalidInputError
-from cli.find import decoded, moment
 from tests.workflow.kit import Post
 
 from .conftest import Sesmail

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from ses_mail import clients, tables
 
 from cli import rule_table, rules
+from cli.commands.routes import explain
 from cli.errors import ChangedMeanwhileError
-from cli.routes import explain
 from cli.session import Session
 from local.cloud import Cloud
 from local.iam import ACCOUNT, REGION

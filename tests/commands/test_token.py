@@ -15,9 +15,9 @@ import pytest
 import requests
 from ses_mail import clients
 
+from cli.commands.token import put_parameter
 from cli.errors import CommandError
 from cli.session import Session
-from cli.token import put_parameter
 from local.cloud import Cloud
 from local.google import Fault, Google
 

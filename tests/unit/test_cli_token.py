@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from google.oauth2.credentials import Credentials
 
+from cli.commands.token import token_fields
 from cli.errors import InvalidInputError
-from cli.token import token_fields
 
 USER = {"client_id": "c", "client_secret": "s", "refresh_token": "1//r"}
 KEPT = {"type": "authorized_user", **USER}

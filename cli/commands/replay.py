@@ -18,13 +18,12 @@ from ses_mail.notification import Notification
 from ses_mail.route import route
 from ses_mail.routing import Delivery
 
-from . import emails
-from .emails import Email, Stored
-from .errors import CheckFailedError, InvalidInputError, NotFoundError
-from .output import confirm, console, say, show_json, show_table
-from .pipe import INPUT_QUEUE
-from .session import Session
-from .whereabouts import stale
+from .. import emails
+from ..emails import Email, Stored
+from ..errors import CheckFailedError, InvalidInputError, NotFoundError
+from ..output import confirm, console, say, show_json, show_table
+from ..session import INPUT_QUEUE, Session
+from ..whereabouts import stale
 
 _PAUSE = 1.0  # seconds between two looks at an execution
 

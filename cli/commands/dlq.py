@@ -13,12 +13,11 @@ import typer
 from ses_mail.errors import printable
 from ses_mail.notification import message_id_of
 
-from . import automation
-from .errors import CheckFailedError, InvalidInputError
-from .letters import Dlq, Letter, held, peek, send_back
-from .output import confirm, console, progress, say, show_fields, show_json, show_table
-from .pipe import INPUT_QUEUE
-from .session import Session
+from .. import automation
+from ..errors import CheckFailedError, InvalidInputError
+from ..letters import Dlq, Letter, held, peek, send_back
+from ..output import confirm, console, progress, say, show_fields, show_json, show_table
+from ..session import INPUT_QUEUE, Session
 
 QueueArgument = Annotated[Dlq, typer.Argument(help="Whose letters: input, forwarder or bouncer.")]
 MessageOption = Annotated[

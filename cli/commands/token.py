@@ -26,9 +26,9 @@ from ses_mail.credentials import (
 from ses_mail.errors import GmailTokenError
 from ses_mail.token_check import INVALID, UNKNOWN, VALID, ask_google
 
-from .errors import CheckFailedError, CommandError, InvalidInputError
-from .output import progress, say, show_fields, show_json, show_table
-from .session import Session
+from ..errors import CheckFailedError, CommandError, InvalidInputError
+from ..output import progress, say, show_fields, show_json, show_table
+from ..session import Session
 
 # What ses_mail.credentials needs of each kind; the rest of the file (access tokens, project names)
 # is nobody's business there.

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 import typer
 from ses_mail.errors import printable
 
-from . import emails
-from .emails import Email
-from .errors import NotFoundError
-from .history import Delivery, Story
-from .output import console, say, show_fields, show_json, show_table
-from .session import Session
-from .whereabouts import Place, places, stale
+from .. import emails
+from ..emails import Email
+from ..errors import NotFoundError
+from ..history import Delivery, Story
+from ..output import console, say, show_fields, show_json, show_table
+from ..session import Session
+from ..whereabouts import Place, places, stale
 
 
 def trace(

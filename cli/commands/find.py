@@ -20,10 +20,10 @@ from ses_mail.headers import Headers
 from ses_mail.notification import SETUP_MESSAGE_ID
 from ses_mail.stored_email import StoredEmail
 
-from . import emails
-from .errors import InvalidInputError
-from .output import progress, show_json, show_table
-from .session import Session
+from .. import emails
+from ..errors import InvalidInputError
+from ..output import progress, show_json, show_table
+from ..session import Session
 
 # Nearly all headers fit; of others the rest is read too.
 _START = 64 * 1024

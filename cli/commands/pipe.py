@@ -7,11 +7,9 @@ from typing import Annotated
 
 import typer
 
-from .errors import CommandError
-from .output import confirm, show_fields, show_json
-from .session import Session
-
-INPUT_QUEUE = "ses-email-input"
+from ..errors import CommandError
+from ..output import confirm, show_fields, show_json
+from ..session import INPUT_QUEUE, Session
 
 
 def pause(

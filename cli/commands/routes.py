@@ -12,10 +12,10 @@ from botocore.exceptions import ClientError
 from ses_mail import route_table, routing
 from ses_mail.errors import printable
 
-from . import rule_check, rule_table, rules
-from .errors import ChangedMeanwhileError, CheckFailedError, InvalidInputError
-from .output import confirm, progress, say, show_fields, show_json, show_table
-from .session import Session
+from .. import rule_check, rule_table, rules
+from ..errors import ChangedMeanwhileError, CheckFailedError, InvalidInputError
+from ..output import confirm, progress, say, show_fields, show_json, show_table
+from ..session import Session
 
 if TYPE_CHECKING:
     from mypy_boto3_ssm.type_defs import ParameterStringFilterTypeDef

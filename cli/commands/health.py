@@ -7,10 +7,10 @@ from typing import Any
 
 import typer
 
-from . import automation
-from .errors import CheckFailedError, CommandError
-from .output import console, show_json, show_table
-from .session import Session
+from .. import automation
+from ..errors import CheckFailedError, CommandError
+from ..output import console, show_json, show_table
+from ..session import Session
 
 
 def health(context: typer.Context) -> None:

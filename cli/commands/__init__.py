@@ -1,0 +1,1 @@
+"""One module per command of `sesmail`; what they share lies one folder up."""
