@@ -51,6 +51,20 @@ def _queue_call(action: str) -> Callable[[Mapping[str, Any]], Needs]:
     return lambda params: [(f"sqs:{action}", _queue(params))]
 
 
+def _automation(params: Mapping[str, Any]) -> Needs:
+    """All that AWS may ask for: older pages and its former reference name the definition with its
+    version, the examples of the Systems Manager User Guide ("Setting up identity based policies
+    examples", 2026) the document and the execution."""
+    version = params.get("DocumentVersion", "$DEFAULT")
+    resources = (
+        f"automation-definition/{params['DocumentName']}:{version}",
+        f"document/{params['DocumentName']}",
+        "automation-execution/00000000-0000-0000-0000-000000000000",
+    )
+    # iam:PassRole too, on the role that the document assumes: not checked here.
+    return [("ssm:StartAutomationExecution", _arn("ssm", name)) for name in resources]
+
+
 CALLS: dict[tuple[str, str], Callable[[Mapping[str, Any]], Needs]] = {
     ("s3", "GetObject"): lambda p: [("s3:GetObject", _object(p))],
     ("s3", "HeadObject"): lambda p: [("s3:GetObject", _object(p))],
@@ -84,16 +98,7 @@ CALLS: dict[tuple[str, str], Callable[[Mapping[str, Any]], Needs]] = {
     ("ssm", "GetParametersByPath"): lambda p: [
         ("ssm:GetParametersByPath", _arn("ssm", f"parameter/{p['Path'].lstrip('/')}"))
     ],
-    # iam:PassRole too, on the role that the document assumes: not checked here.
-    ("ssm", "StartAutomationExecution"): lambda p: [
-        (
-            "ssm:StartAutomationExecution",
-            _arn(
-                "ssm",
-                f"automation-definition/{p['DocumentName']}:{p.get('DocumentVersion', '$DEFAULT')}",
-            ),
-        )
-    ],
+    ("ssm", "StartAutomationExecution"): _automation,
     ("pipes", "DescribePipe"): lambda p: [
         ("pipes:DescribePipe", _arn("pipes", f"pipe/{p['Name']}"))
     ],

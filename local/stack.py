@@ -70,22 +70,21 @@ class Stack:
         self._root = root
         self._client = client
         self.name = name or f"ses-mail-{parameters['Environment']}"
-        source = include(yaml_parse((root / template).read_text()), root)
-        translated = _translate(source, parameters)
+        deployed = translated(root, template, parameters)
         defaults = {
-            key: str(p["Default"]) for key, p in source["Parameters"].items() if "Default" in p
+            key: str(p["Default"]) for key, p in deployed["Parameters"].items() if "Default" in p
         }
         self._parameters = {**defaults, **parameters}
-        names = self._resource_map(translated)
+        names = self._resource_map(deployed)
         self.resources: dict[str, Any] = {
             logical_id: resource
-            for logical_id, resource in translated["Resources"].items()
+            for logical_id, resource in deployed["Resources"].items()
             if names.lazy_condition_map.get(resource.get("Condition"), True)
         }
         self._refuse_unknown()
         self._references = self._adapter_references(names)
         self.resources = self._refer(self.resources)
-        self._created = self._create(translated)
+        self._created = self._create(deployed)
         self.outputs: dict[str, str] = {
             output["OutputKey"]: output["OutputValue"]
             for output in client("cloudformation")
@@ -205,8 +204,8 @@ class Stack:
                     node = node.replace(f"${{{part}}}", value)
         return node
 
-    def _create(self, translated: Mapping[str, Any]) -> Any:
-        template = copy.deepcopy({**translated, "Resources": {}})
+    def _create(self, deployed: Mapping[str, Any]) -> Any:
+        template = copy.deepcopy({**deployed, "Resources": {}})
         template["Outputs"] = self._refer(template.get("Outputs", {}))
         for key, resource in self.resources.items():
             if resource["Type"] in MOTO:
@@ -343,12 +342,12 @@ def include(node: Any, root: Path) -> Any:
     return node
 
 
-def _translate(source: Mapping[str, Any], parameters: Mapping[str, str]) -> Any:
-    """The template without its SAM parts, which moto would silently drop."""
-    template = copy.deepcopy(dict(source))
+def translated(root: Path, template_file: str, parameters: Mapping[str, str]) -> dict[str, Any]:
+    """A template as CloudFormation gets it: files included, SAM's resources and events expanded."""
+    template = include(yaml_parse((root / template_file).read_text()), root)
     _move_code(template)
     translator = Translator({}, Parser(), boto_session=boto3.session.Session(region_name=REGION))
-    return translator.translate(template, dict(parameters))
+    return dict(translator.translate(template, dict(parameters)))
 
 
 def _move_code(node: Any) -> None:

@@ -667,13 +667,16 @@ def needed(project: Project, logical_id: str) -> set[Grant]:
         "GetParameter": [default],
         # IAM asks for the right on the path itself.
         "GetParametersByPath": [of_mailboxes.removesuffix("/")],
+        # AWS's pages disagree on which of these it asks for; of executions no name is known before.
         "StartAutomationExecution": [
-            f"{in_ssm}:automation-definition/{variables.get('REDRIVE_DOCUMENT')}:*"
+            f"{in_ssm}:automation-definition/{variables.get('REDRIVE_DOCUMENT')}:*",
+            f"{in_ssm}:document/{variables.get('REDRIVE_DOCUMENT')}",
+            f"{in_ssm}:automation-execution/*",
         ],
     }
     if ("ssm", "GetParametersByPath") not in calls(project, module):
         parameters["GetParameter"].append(f"{of_mailboxes}*")
-    identities = [f"arn:aws:ses:*:*:identity/{domain}" for domain in PARAMETERS["Domains"]]
+    identities = [f"arn:*:ses:*:*:identity/{domain}" for domain in PARAMETERS["Domains"]]
     grants = set()
     for prefix, operation in calls(project, module):
         if operation == "TransactWriteItems":

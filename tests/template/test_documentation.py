@@ -21,6 +21,9 @@ COMMANDS = {
     "pipx install .": "needs pipx; `make` installs the same package, which tests/commands runs",
     "sesmail": "tests/commands/test_documents.py",
     "aws ssm put-parameter": "tests/e2e/test_local.py",
+    "aws cloudformation": "tests/template/test_setup.py",
+    "aws s3 ls": "needs an AWS account",
+    "aws s3 rb": "needs an AWS account",
     "aws dynamodb put-item": "tests/e2e/test_local.py",
 }
 
