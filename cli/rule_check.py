@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ses_mail import addresses, route_table, routing
+from ses_mail import addresses, outcomes, route_table, routing
 from ses_mail.credentials import parameter_name
 
 from . import rules
@@ -119,7 +119,7 @@ def _of_rule(
     others = {pattern: item for pattern, item in read.items() if pattern != rule.pattern}
     # Any address that only the domain's wildcard matches, if that is what the rule is.
     without = routing.decide(rule.pattern if local != "*" else f'"no such"@{domain}', others)
-    if without.action == routing.PARK or without.matched_rule == routing.NO_RULE:
+    if without.action == routing.PARK or without.matched_rule == outcomes.NO_MATCH:
         return
     if (without.action, set(without.targets)) == (rule.action, set(rule.targets)):
         yield Finding(

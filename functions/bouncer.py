@@ -6,13 +6,14 @@ from typing import Any
 from ses_mail import clients, clock, observe
 from ses_mail.addresses import domain_to_ascii
 from ses_mail.bounce import Bouncer, Order
-from ses_mail.deliveries import SUPPRESSED, Deliveries
+from ses_mail.deliveries import Deliveries
+from ses_mail.outcomes import SUPPRESSED
+from ses_mail.payloads import BouncerPayload, DeliveryResult
 
 
 @observe.task
-def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
-    """{messageId, executionArn, delivery, email, source, receipt, receivedAt?, force?} →
-    {outcome, resultId, reason}."""
+def handler(event: BouncerPayload, context: Any) -> DeliveryResult:
+    """One bounce for all recipients of the delivery, or none, with the reason."""
     delivery, email = event["delivery"], event["email"]
     order = Order(
         event["messageId"],

@@ -9,6 +9,7 @@ from ses_mail.credentials import CredentialStore
 from ses_mail.deliveries import Deliveries
 from ses_mail.errors import GmailTemporaryError
 from ses_mail.forward import Forwarder, Order
+from ses_mail.payloads import DeliveryResult, ForwarderPayload
 from ses_mail.stored_email import StoredEmail
 
 
@@ -20,8 +21,8 @@ def _credentials() -> CredentialStore:
 
 
 @observe.task
-def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
-    """{messageId, executionArn, delivery, email, labels, receivedAt?, force?} → {outcome, …}."""
+def handler(event: ForwarderPayload, context: Any) -> DeliveryResult:
+    """One copy for all recipients of the delivery."""
     email, delivery = event["email"], event["delivery"]
     order = Order(
         event["messageId"],

@@ -3,15 +3,18 @@
 import os
 from typing import Any
 
-from ses_mail import clients, observe, routing
+from ses_mail import clients, observe, outcomes, routing
+from ses_mail.payloads import RouterPayload, RouterResult
 from ses_mail.route import route
 
 _METRICS = {routing.STORE: "Stored", routing.DROP: "Dropped", routing.PARK: "InvalidRules"}
+_VERDICTS = {outcomes.VIRUS: "Viruses", outcomes.LOOP: "Loops"}
+_ENDS = {routing.STORE: outcomes.STORED, routing.DROP: outcomes.DROPPED}
 
 
 @observe.task
-def handler(event: dict[str, Any], _context: Any) -> dict[str, Any]:
-    """{messageId, executionArn, recipients, verdict, to?} → {deliveries: […]}."""
+def handler(event: RouterPayload, _context: Any) -> RouterResult:
+    """The deliveries of all recipients; a malformed rule parks only those that it matched."""
     decisions = route(
         clients.dynamodb(),
         os.environ["ROUTING_TABLE"],
@@ -23,13 +26,13 @@ def handler(event: dict[str, Any], _context: Any) -> dict[str, Any]:
         observe.routing_decision(decision)
         if decision.action in _METRICS:
             observe.count(_METRICS[decision.action])
-        if decision.reason == "no rule":
+        if decision.reason == outcomes.NO_RULE:
             observe.count("Unrouted")
-    if event["verdict"] != "none":
-        observe.count({"virus": "Viruses", "loop": "Loops"}[event["verdict"]])
+    if event["verdict"] != outcomes.SAFE:
+        observe.count(_VERDICTS[event["verdict"]])
     deliveries = [delivery.as_state() for delivery in routing.group(decisions)]
     for delivery in deliveries:
-        if delivery["action"] in (routing.STORE, routing.DROP):
-            result = {routing.STORE: "stored", routing.DROP: "dropped"}[delivery["action"]]
+        if delivery["action"] in _ENDS:
+            result = _ENDS[delivery["action"]]
             observe.action_result(delivery, result, "", delivery["reason"])
     return {"deliveries": deliveries}

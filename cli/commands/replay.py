@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
-from ses_mail import headers, notification, routing, stored_email
+from ses_mail import headers, notification, outcomes, routing, stored_email
 from ses_mail.addresses import canonical, is_address, mailbox
 from ses_mail.bounce_policy import MAX_RECEIVED
 from ses_mail.errors import InvalidNotificationError
@@ -102,7 +102,7 @@ def replay(
         delivery
         for original, whom in chosen
         for delivery in routing.group(
-            route(session.dynamodb, session.routing_table, whom, "none", asked.to)
+            route(session.dynamodb, session.routing_table, whom, outcomes.SAFE, asked.to)
         )
     ]
     effects = [_effect(email, delivery, asked, original=chosen[0][0]) for delivery in plan]

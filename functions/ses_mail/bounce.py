@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from ses_mail import addresses, bounce_policy, clock, stored_email
-from ses_mail.deliveries import BOUNCED, SUPPRESSED, BounceClaim, Deliveries, Ended
+from ses_mail.deliveries import BounceClaim, Deliveries, Ended
 from ses_mail.errors import BounceRejectedError, BounceThrottledError, DeliveryInProgressError
+from ses_mail.outcomes import ALREADY_THERE, BOUNCED, SENDER_LIMIT, SUPPRESSED
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -80,7 +81,7 @@ class Bouncer:
             if verdict.bounce:
                 counted = self.deliveries.count_bounce(sender, self.per_hour)
                 if not counted:
-                    verdict = bounce_policy.Verdict(False, "sender-limit")
+                    verdict = bounce_policy.Verdict(False, SENDER_LIMIT)
             if not verdict.bounce:
                 self.deliveries.end_bounces(claim, SUPPRESSED, "", verdict.reason, order.execution)
                 return Ended(SUPPRESSED, "", verdict.reason)
@@ -149,4 +150,4 @@ def bounce_request(order: Order, recipients: Sequence[str]) -> dict[str, Any]:
 def _summary(ended: Sequence[Ended]) -> Ended:
     """Of a bounce that earlier attempts had ended, recipient by recipient."""
     bounced = [e for e in ended if e.state == BOUNCED]
-    return Ended(BOUNCED, bounced[0].result_id, "already-there") if bounced else ended[0]
+    return Ended(BOUNCED, bounced[0].result_id, ALREADY_THERE) if bounced else ended[0]

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from ses_mail import clock, tables
 from ses_mail.errors import DeliveryInProgressError
+from ses_mail.outcomes import BOUNCED, DELIVERED, MAYBE_SENT, SUPPRESSED
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
     from mypy_boto3_dynamodb.type_defs import TransactWriteItemTypeDef
 
 CLAIMED, UPLOADING, SENDING = "claimed", "uploading", "sending"
-DELIVERED, BOUNCED, SUPPRESSED = "delivered", "bounced", "suppressed"
 _ENDED = (DELIVERED, BOUNCED, SUPPRESSED)
 
 # Dead letters live 14 days and can be redriven from then on; no record may go before that.
@@ -201,8 +201,8 @@ class Deliveries:
                 )
             elif held.get("delivery_state") == SENDING:
                 lost = BounceClaim((key,), held["lease_token"])
-                self.end_bounces(lost, SUPPRESSED, "", "maybe-sent", held.get("execution", ""))
-                ended[recipient] = Ended(SUPPRESSED, "", "maybe-sent")
+                self.end_bounces(lost, SUPPRESSED, "", MAYBE_SENT, held.get("execution", ""))
+                ended[recipient] = Ended(SUPPRESSED, "", MAYBE_SENT)
             else:
                 free[recipient] = key
         if not free:

@@ -1,19 +1,19 @@
 """Finding an email in the bucket and the facts that the workflow decides on."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ses_mail import headers, stored_email
 from ses_mail.errors import InvalidNotificationError
+from ses_mail.payloads import Email, S3Action
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 
-def fetch(s3: "S3Client", bucket: str, action: Mapping[str, Any]) -> dict[str, Any]:
-    """{bucket, key, size (bytes), etag, received (number of Received lines)}.
+def fetch(s3: "S3Client", bucket: str, action: S3Action) -> Email:
+    """Where the email lies, as S3 says, and its number of Received lines.
 
-    action is `receipt.action` of the notification. Raises InvalidNotificationError if it points
+    Raises InvalidNotificationError if it points
     outside our bucket, EmailNotFoundError if nothing lies there.
     """
     if action["bucketName"] != bucket:

@@ -12,12 +12,12 @@ from ses_mail.credentials import CredentialStore, MailboxCredentials
 from ses_mail.deliveries import Claim, Deliveries, Ended, Upload
 from ses_mail.errors import GmailRejectedError, GmailTemporaryError, GmailTokenError
 from ses_mail.gmail import GmailImport, SessionGoneError
+from ses_mail.outcomes import ALREADY_THERE, DELIVERED
 from ses_mail.stored_email import StoredEmail
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-ALREADY_THERE = "already-there"
 # A claim outlives its Lambda by this much, so that two never work on one delivery.
 _LEASE_MARGIN = 30.0
 # What a chunk, the record and the answer may take before Lambda pulls the plug.
@@ -153,7 +153,7 @@ class _Attempt:
             self._claim, message_id, upload.recipients, order.execution
         )
         others = set(upload.recipients) != set(order.recipients)
-        return Ended("delivered", message_id, ALREADY_THERE if others else "")
+        return Ended(DELIVERED, message_id, ALREADY_THERE if others else "")
 
 
 def delivered_to(recipients: Sequence[str]) -> bytes:

@@ -7,13 +7,15 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 from ses_mail.addresses import canonical, is_address, mailbox
 from ses_mail.errors import InvalidNotificationError
+from ses_mail.payloads import ExecutionInput, Mail, Receipt, Redrive
 
 SETUP_MESSAGE_ID = "AMAZON_SES_SETUP_NOTIFICATION"
-VERDICTS = ("spamVerdict", "virusVerdict", "spfVerdict", "dkimVerdict", "dmarcVerdict")
+_VerdictName = Literal["spamVerdict", "virusVerdict", "spfVerdict", "dkimVerdict", "dmarcVerdict"]
+VERDICTS: tuple[_VerdictName, ...] = get_args(_VerdictName)
 
 # An execution name has 80 characters, and a redrive appends `-{attempt}-{8 hex}`: 64 + 7 + 9.
 _MESSAGE_ID = re.compile(r"[0-9A-Za-z_-]{1,64}\Z")
@@ -21,26 +23,25 @@ _REPEATED = re.compile(r"(?P<message_id>.+?)-\d+-[0-9a-f]{8}")
 _MAX_ATTEMPT = 999_999
 # The input of an execution may have 256 KiB, and each state adds to it.
 _INPUT_LENGTH = 128 * 1024
+_NO_RECEIPT: Receipt = {
+    "recipients": [],
+    "action": {"type": "", "bucketName": "", "objectKey": ""},
+}
 # SNS envelope, `{original, failure}` and JSON in a JSON string may nest; nothing sane nests deeper.
 _LAYERS = 10
 
 
 class Notification(NamedTuple):
-    """An email as the workflow sees it.
+    """An email as the workflow sees it; fields of redrive that we do not know are kept."""
 
-    mail: {messageId, source, timestamp?}; receipt: {timestamp?, recipients, …Verdict?: {status},
-    dmarcPolicy?, action: {type, bucketName, objectKey}}; redrive: None, or
-    {attempt, recipients, ignoreVerdicts?, force?, to?, …}, whose unknown fields are kept.
-    """
-
-    mail: dict[str, Any]
-    receipt: dict[str, Any]
-    redrive: dict[str, Any] | None
+    mail: Mail
+    receipt: Receipt
+    redrive: Redrive | None
 
     @property
     def message_id(self) -> str:
         """SES's id of the email."""
-        return str(self.mail["messageId"])
+        return self.mail["messageId"]
 
     @property
     def is_setup(self) -> bool:
@@ -49,7 +50,7 @@ class Notification(NamedTuple):
 
     def execution_input(self) -> str:
         """Canonical JSON, so that the same email always gives the same input."""
-        fields: dict[str, Any] = {"mail": self.mail, "receipt": self.receipt}
+        fields: ExecutionInput = {"mail": self.mail, "receipt": self.receipt}
         if self.redrive is not None:
             fields["redrive"] = self.redrive
         return _canonical_json(fields)
@@ -93,10 +94,11 @@ def parse(body: object) -> Notification:
     message_id = _text(mail.get("messageId"), "mail.messageId")
     if not _MESSAGE_ID.match(message_id):
         raise InvalidNotificationError(f"mail.messageId {message_id!r} is not an SES message id")
-    reduced_mail = {"messageId": message_id, "source": _optional_text(mail, "source")}
-    reduced_mail |= _time_stamp(mail)
+    reduced_mail: Mail = {"messageId": message_id, "source": _optional_text(mail, "source")}
+    if timestamp := _optional_text(mail, "timestamp"):
+        reduced_mail["timestamp"] = timestamp
     if message_id == SETUP_MESSAGE_ID:
-        return Notification(reduced_mail, {}, None)
+        return Notification(reduced_mail, _NO_RECEIPT, None)
     notification = Notification(
         reduced_mail, _reduce_receipt(receipt), _redrive(message.get("redrive"), receipt)
     )
@@ -152,12 +154,11 @@ def _unwrap(body: object) -> dict[str, Any]:
     raise InvalidNotificationError(f"wrapped more than {_LAYERS} times")
 
 
-def _reduce_receipt(receipt: dict[str, Any]) -> dict[str, Any]:
+def _reduce_receipt(receipt: dict[str, Any]) -> Receipt:
     action = receipt.get("action")
     if not isinstance(action, dict) or action.get("type", "S3") != "S3":
         raise InvalidNotificationError("receipt.action is not the S3 action: no stored email")
-    reduced: dict[str, Any] = {
-        **_time_stamp(receipt),
+    reduced: Receipt = {
         "recipients": _recipients(receipt.get("recipients"), "receipt.recipients"),
         "action": {
             "type": "S3",
@@ -165,6 +166,8 @@ def _reduce_receipt(receipt: dict[str, Any]) -> dict[str, Any]:
             "objectKey": _text(action.get("objectKey"), "receipt.action.objectKey"),
         },
     }
+    if timestamp := _optional_text(receipt, "timestamp"):
+        reduced["timestamp"] = timestamp
     for name in VERDICTS:
         verdict = receipt.get(name)
         if isinstance(verdict, dict) and isinstance(verdict.get("status"), str):
@@ -174,7 +177,7 @@ def _reduce_receipt(receipt: dict[str, Any]) -> dict[str, Any]:
     return reduced
 
 
-def _redrive(redrive: object, receipt: Mapping[str, Any]) -> dict[str, Any] | None:
+def _redrive(redrive: object, receipt: Mapping[str, Any]) -> Redrive | None:
     if redrive is None:
         return None
     if not isinstance(redrive, dict):
@@ -190,7 +193,7 @@ def _redrive(redrive: object, receipt: Mapping[str, Any]) -> dict[str, Any] | No
     strangers = [r for r in recipients if canonical(r) not in known]
     if strangers:
         raise InvalidNotificationError(f"redrive.recipients: {strangers} did not get the email")
-    kept = {**redrive, "attempt": attempt, "recipients": recipients}
+    kept = cast(Redrive, {**redrive, "attempt": attempt, "recipients": recipients})
     if "force" in redrive:
         kept["force"] = _text(redrive["force"], "redrive.force")
     if "to" in redrive:
@@ -205,11 +208,6 @@ def _recipients(value: object, name: str) -> list[str]:
     if not isinstance(value, list) or not value:
         raise InvalidNotificationError(f"{name} is not a list with at least one address")
     return [_text(recipient, name) for recipient in value]
-
-
-def _time_stamp(fields: Mapping[str, Any]) -> dict[str, str]:
-    text = _optional_text(fields, "timestamp")
-    return {"timestamp": text} if text else {}
 
 
 def _optional_text(fields: Mapping[str, Any], name: str) -> str:

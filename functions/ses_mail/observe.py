@@ -13,7 +13,7 @@ from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from botocore.exceptions import ClientError
 
-from ses_mail import clock
+from ses_mail import clock, outcomes
 from ses_mail.routing import Decision
 
 Handler = Callable[[Any, Any], Any]
@@ -60,7 +60,7 @@ def task(handler: Handler) -> Handler:
                 action=delivery.get("action", context.function_name),
                 target=delivery.get("target", ""),
                 recipients=delivery.get("recipients", event.get("recipients", [])),
-                result="failed",
+                result=outcomes.FAILED,
                 error=error_code(error),
                 cause=str(error),
                 errorType=type(error).__name__,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ses_mail import route_table, routing
+from ses_mail import outcomes, route_table, routing
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -16,7 +16,7 @@ def route(
 
     to is the mailbox that a replay names in place of the rules, or empty.
     """
-    if verdict != "none":
+    if verdict != outcomes.SAFE:
         return [routing.decide_unsafe(recipient, verdict) for recipient in recipients]
     if to:
         return [routing.decide_replayed(recipient, to) for recipient in recipients]

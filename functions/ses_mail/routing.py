@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ses_mail import addresses
+from ses_mail import addresses, outcomes
 from ses_mail.errors import InvalidRoutingRuleError
+from ses_mail.payloads import DeliveryItem
 
 FORWARD, BOUNCE, STORE, DROP, PARK = "forward-to-gmail", "bounce", "store", "drop", "park"
 ACTIONS = (FORWARD, BOUNCE, STORE, DROP)
-NO_RULE = "none"
 
 # An inline Map runs 40 iterations at a time and a waiting retry keeps its place: what is quick
 # goes first.
@@ -52,9 +52,9 @@ class Delivery:
     matched_rule: str
     reason: str
 
-    def as_state(self) -> dict[str, Any]:
+    def as_state(self) -> DeliveryItem:
         """The delivery as an item of the state machine's Map."""
-        item: dict[str, Any] = {
+        item: DeliveryItem = {
             "action": self.action,
             "target": self.target,
             "recipients": list(self.recipients),
@@ -110,7 +110,7 @@ def decide(recipient: str, rules: Mapping[str, Mapping[str, Any]]) -> Decision:
             return Decision(recipient, PARK, pattern, str(error))
         if rule:
             return Decision(recipient, rule.action, pattern, _match_kind(pattern), rule.targets)
-    return Decision(recipient, STORE, NO_RULE, "no rule")
+    return Decision(recipient, STORE, outcomes.NO_MATCH, outcomes.NO_RULE)
 
 
 def _match_kind(pattern: str) -> str:
@@ -121,12 +121,13 @@ def _match_kind(pattern: str) -> str:
 
 def decide_unsafe(recipient: str, verdict: str) -> Decision:
     """What an email gets that the state machine found unsafe: verdict is `virus` or `loop`."""
-    return Decision(recipient, DROP if verdict == "virus" else STORE, NO_RULE, verdict)
+    action = DROP if verdict == outcomes.VIRUS else STORE
+    return Decision(recipient, action, outcomes.NO_MATCH, verdict)
 
 
 def decide_replayed(recipient: str, to: str) -> Decision:
     """What an email gets that an operator replays to a mailbox, whatever the rules say."""
-    return Decision(recipient, FORWARD, NO_RULE, "replayed to", (to,))
+    return Decision(recipient, FORWARD, outcomes.NO_MATCH, outcomes.REPLAYED, (to,))
 
 
 def group(decisions: Iterable[Decision]) -> list[Delivery]:

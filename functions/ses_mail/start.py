@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ses_mail import clock, dead_letters, notification
+from ses_mail import clock, dead_letters, notification, outcomes
 from ses_mail.errors import InvalidNotificationError
 from ses_mail.notification import Notification
 
@@ -47,10 +47,10 @@ class Starter:
             # Behind a Pipe a failed item would be received a hundred times and then reach the
             # DLQ without a reason.
             self._park(body, error)
-            return Started("parked", reason=str(error))
+            return Started(outcomes.PARKED, reason=str(error))
         self.identified(email.message_id)
         if email.is_setup:
-            return Started("ignored", email.message_id)
+            return Started(outcomes.IGNORED, email.message_id)
         for name in email.execution_names():
             result = self._start(email, name)
             if result:
@@ -67,8 +67,8 @@ class Starter:
             # DescribeExecution lags: ExecutionDoesNotExist right now fails this item, which
             # comes again.
             existing = self.stepfunctions.describe_execution(executionArn=self._arn(name))
-            return "duplicate" if email.same_delivery(existing["input"]) else None
-        return "started"
+            return outcomes.DUPLICATE if email.same_delivery(existing["input"]) else None
+        return outcomes.STARTED
 
     def _arn(self, name: str) -> str:
         return f"{self.state_machine_arn.replace(':stateMachine:', ':execution:')}:{name}"

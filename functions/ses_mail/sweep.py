@@ -6,7 +6,7 @@ that caught its failures itself has left the mark `PARKED#{execution name}` in t
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +155,7 @@ def _letter(execution_input: str, failure: dict[str, Any]) -> tuple[dict[str, An
         email = notification.parse(execution_input)
     except InvalidNotificationError:
         return {"original": execution_input, "failure": failure}, ""
-    old: dict[str, Any] = email.redrive or {}
+    old: Mapping[str, Any] = email.redrive or {}
     # Never the old name, which would be dropped as a duplicate; and always the explicit list.
     recipients = old.get("recipients", email.receipt.get("recipients", []))
     redrive = {**old, "attempt": old.get("attempt", 0) + 1, "recipients": recipients}
