@@ -158,8 +158,9 @@ def message_id_in(*texts: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Fired:
-    """One fault that really happened; `whole` as in Fault, `about` says what the call was for (of a
-    bounce: `sending gone@one.example`)."""
+    """One fault that really happened; `whole` as in Fault, `about` says what the call was for: of a
+    bounce `sending gone@one.example`, of a forward the mailbox, of an invocation by the state
+    machine the function and the mailbox."""
 
     kind: str
     site: str
@@ -188,7 +189,7 @@ class Faults:
         """No more faults."""
         self.faults = []
 
-    def strike(self, site: str, by: str, key: str) -> str | None:
+    def strike(self, site: str, by: str, key: str, about: str = "") -> str | None:
         """Kind of the fault that this call, counted by site and key, suffers; records it."""
         if not self.faults:
             return None
@@ -197,7 +198,7 @@ class Faults:
         if fault is None:
             return None
         assert self.log
-        _record(self.log, Fired(fault.kind, site, by, key, 0, call))
+        _record(self.log, Fired(fault.kind, site, by, key, 0, call, about=about))
         return fault.kind
 
     def _count(self, *what: str) -> int:
@@ -219,12 +220,13 @@ class Faults:
                 - 1
                 for record in event
             }
-            key, attempt = "", 0
+            key, attempt, about = "", 0, ""
         else:
             records = {}
             key = event.get("messageId") or message_id_in(json.dumps(event))
             target = str(event.get("delivery", {}).get("target", ""))
             attempt = self._count("invocation", function, key, target)
+            about = target
         return {
             "seed": self.seed,
             "faults": [
@@ -236,6 +238,7 @@ class Faults:
             "key": key,
             "attempt": attempt,
             "attempts": records,
+            "about": about,
             "log": str(self.log),
         }
 
@@ -262,7 +265,8 @@ class Faults:
         body = request.body or b""
         text = body.decode() if isinstance(body, bytes) else str(body)
         site, key = f"{service}:{operation}", message_id_in(text)
-        kind = self.strike(site, STATE_MACHINE, key)
+        about = about_invocation(request.url, text) if service == "lambda" else ""
+        kind = self.strike(site, STATE_MACHINE, key, about)
         return kind and suffer_aws(kind, service, request, text, by_state_machine=True)
 
 
@@ -320,6 +324,7 @@ class Sufferer:
         call, self._call = self._call, self._call + 1
         fault = decide(told["seed"], self._faults, site, told["by"], key, attempt, call)
         if fault:
+            about = about or told["about"]
             fired = Fired(fault.kind, site, told["by"], key, attempt, call, fault.whole, about)
             _record(told["log"], fired)
         return fault
@@ -375,6 +380,13 @@ class Sufferer:
             raise AssertionError(fault.kind)
 
         return request
+
+
+def about_invocation(url: str, body: str) -> str:
+    """`function mailbox` of a request that invokes a function for a delivery."""
+    function = re.search(r"ses-mail-[a-z-]+", urllib.parse.unquote(url))
+    target = json.loads(body).get("delivery", {}).get("target", "")
+    return f"{function[0] if function else ''} {target}".strip()
 
 
 def about_bounce(service: str, body: str) -> str:

@@ -320,6 +320,7 @@ class Google:
             self.reader_token: _Token(None, frozenset({SCOPE_READONLY}), float("inf")),
         }
         self._sessions: dict[str, _Session] = {}
+        self._opened: list[str] = []  # the secret of every session there ever was
         self._server: _Server | None = None
 
     # -- life --------------------------------------------------------------------------------
@@ -446,6 +447,16 @@ class Google:
         """List what was imported, oldest first."""
         with self._lock:
             return list(self._mailboxes.get(mailbox.lower(), []))
+
+    def secrets(self) -> set[str]:
+        """Every credential that was ever given out: tokens, clients' secrets, upload sessions."""
+        with self._lock:
+            return {
+                *self._opened,
+                *self._refresh_tokens,
+                *self._tokens,
+                *(grant.client_secret for grant in self._refresh_tokens.values()),
+            }
 
     # -- used by the handler -----------------------------------------------------------------
 
@@ -643,6 +654,7 @@ class Google:
         session = _Session(mailbox, labels, query, total, self.spool())
         with self._lock:
             self._sessions[secret] = session
+            self._opened.append(secret)
         return secret
 
     def session(self, secret: str) -> _Session:

@@ -13,6 +13,8 @@ from local.faults import Fired
 
 FORWARD, BOUNCE, STORE, DROP, PARK = "forward-to-gmail", "bounce", "store", "drop", "park"
 SUPPRESS = "suppress"
+NO_RULE = "none"
+INVOKE = "lambda:Invoke"
 INBOX, SPAM = frozenset({"INBOX", "UNREAD"}), frozenset({"SPAM"})
 
 
@@ -127,38 +129,104 @@ def expected(
     return frozenset({Effect(PARK, recipient)})
 
 
-# No answer, or one that does not tell whether the server did it; refusals and slow answers do.
-_UNANSWERED = (
-    *faults.KILLED,
-    *(faults.ERROR, faults.RESET_BEFORE, faults.RESET_AFTER),
-    *(faults.TIMEOUT_BEFORE, faults.TIMEOUT_AFTER),
+@dataclass(frozen=True)
+class Decision:
+    """What the router has to say of one recipient; `targets` are mailboxes."""
+
+    action: str
+    targets: tuple[str, ...]
+    matched_rule: str
+
+
+def decision(
+    email: Email, recipient: str, rules: Mapping[str, Rule], ignore_verdicts: bool
+) -> Decision:
+    """How one recipient is routed under these rules."""
+    if email.verdicts.get("virus") == "FAIL" and not ignore_verdicts:
+        return Decision(DROP, (), NO_RULE)
+    if email.loop:
+        return Decision(STORE, (), NO_RULE)
+    rule = rule_for(recipient, rules)
+    if rule is None:
+        return Decision(STORE, (), NO_RULE)
+    if rule.action not in (FORWARD, BOUNCE, STORE, DROP):
+        return Decision(PARK, (), rule.pattern)
+    targets = tuple(dict.fromkeys(map(mailbox, rule.targets))) if rule.action == FORWARD else ()
+    return Decision(rule.action, targets, rule.pattern)
+
+
+def together(
+    email: Email,
+    recipients: Sequence[str],
+    rules: Mapping[str, Rule],
+    ignore_verdicts: bool,
+    action: str,
+    target: str = "",
+) -> tuple[str, ...]:
+    """The recipients that one delivery serves, in the envelope's order: all that lead to this
+    mailbox, or all that are bounced."""
+    decided = [(r, decision(email, r, rules, ignore_verdicts)) for r in recipients]
+    return tuple(
+        recipient
+        for recipient, made in decided
+        if made.action == action and (target in made.targets if target else True)
+    )
+
+
+# -- what a fault excuses --------------------------------------------------------------------------
+
+# The client got no answer, whatever the server did.
+_SENT_UNANSWERED = (faults.RESET_AFTER, faults.TIMEOUT_AFTER, faults.KILL_AFTER)
+_UNSENT_UNANSWERED = (
+    *(faults.ERROR, faults.RESET_BEFORE, faults.TIMEOUT_BEFORE, faults.KILL_BEFORE),
 )
 # The write was not made: the process died before, or the client's own retries failed too.
 _UNWRITTEN = (
     *(faults.THROTTLE, faults.ERROR, faults.REJECT),
     *(faults.RESET_BEFORE, faults.TIMEOUT_BEFORE),
 )
+_GONE_AFTER_MARK = ("sending", faults.KILL_AFTER)
+# What can make an attempt of a step fail.
+_FAILING = (
+    *_UNWRITTEN,
+    *faults.KILLED,
+    *(faults.RESET_AFTER, faults.RESET_MID, faults.TIMEOUT_AFTER, faults.TIMED_OUT),
+)
 
 
-def may_have_bounced(message_id: str, recipient: str, fired: Iterable[Fired]) -> bool:
+def may_be_in_doubt(message_id: str, recipient: str, fired: Iterable[Fired], sent: bool) -> bool:
     """Whether a fault struck the bounce of an email between its mark `sending` and the record of
-    SES's answer, so that nobody can know whether it went out."""
+    SES's answer, so that the functions cannot know what SES does: whether it was `sent`."""
     return any(
-        fault.key == message_id and "bouncer" in fault.by and _hides(fault, recipient.lower())
+        fault.key == message_id and "bouncer" in fault.by and _hides(fault, recipient.lower(), sent)
         for fault in fired
     )
 
 
-def _hides(fault: Fired, recipient: str) -> bool:
-    state, *recipients = fault.about.split() or [""]
+def _hides(fault: Fired, recipient: str, sent: bool) -> bool:
+    state, *recipients = fault.about.lower().split() or [""]
     if fault.kind == faults.TIMED_OUT:
         return recipient in (state, *recipients)
     if recipient not in recipients:
         return False
-    if state == "SendBounce":
-        return fault.kind in _UNANSWERED
-    if state == "sending":
-        return fault.kind == faults.KILL_AFTER
-    if state in ("bounced", "given-back"):
-        return fault.kind == faults.KILL_BEFORE or (fault.whole and fault.kind in _UNWRITTEN)
-    return False
+    unwritten = fault.kind == faults.KILL_BEFORE or (fault.whole and fault.kind in _UNWRITTEN)
+    if state == "sendbounce":
+        return fault.kind in (_SENT_UNANSWERED if sent else _UNSENT_UNANSWERED)
+    if state == "bounced":
+        return sent and unwritten
+    if sent:
+        return False
+    # The mark is made, and the process gone; or SES refused, and the mark could not be taken back.
+    return unwritten if state == "given-back" else (state, fault.kind) == _GONE_AFTER_MARK
+
+
+def failures(message_id: str, function: str, target: str, fired: Iterable[Fired]) -> list[Fired]:
+    """The faults that can have made attempts of this function fail for the email (and mailbox)."""
+    return [
+        fault
+        for fault in fired
+        if fault.key == message_id
+        and fault.kind in _FAILING
+        and function in (f"{fault.by} {fault.about}" if fault.site == INVOKE else fault.by)
+        and (not target or not fault.about or target in fault.about.split())
+    ]

@@ -139,6 +139,7 @@ class Runtime:
     ) -> None:
         self.functions = functions
         self.invocations: list[Invocation] = []
+        self.callers: dict[str, str] = {}  # root of a trace → ARN of the execution that it is of
         self.libraries = libraries
         self.surroundings = surroundings
         self.epoch = epoch
@@ -157,9 +158,11 @@ class Runtime:
         pool = self._pools[name]
         worker = pool.take()
         started = time.monotonic()
-        answer = worker.invoke(
-            event, self.faults.instructions(name, event) if self.faults else None
-        )
+        root = f"1-{int(time.time()):08x}-{uuid.uuid4().hex[:24]}"
+        if isinstance(event, dict) and "executionArn" in event:
+            self.callers[root] = event["executionArn"]
+        instructions = self.faults.instructions(name, event) if self.faults else None
+        answer = worker.invoke(event, instructions, f"Root={root};Sampled=1")
         pool.give_back(worker)
         error = answer.get("error")
         if self.faults and error and error["errorType"] == TIMED_OUT:
@@ -352,9 +355,10 @@ class _Worker:
         self._replies = os.fdopen(replies, "rb", buffering=0)
         self._buffer = b""
 
-    def invoke(self, event: Any, faults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def invoke(
+        self, event: Any, faults: Mapping[str, Any] | None = None, trace: str = ""
+    ) -> dict[str, Any]:
         request = str(uuid.uuid4())
-        trace = f"Root=1-{int(time.time()):08x}-{uuid.uuid4().hex[:24]};Sampled=1"
         self._send(
             {
                 "id": request,

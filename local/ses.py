@@ -85,7 +85,11 @@ class Ses:
     def install(self) -> None:
         """Add SendBounce and GetAccountSendingEnabled to moto, which has no such operations."""
         EmailResponse.send_bounce = lambda response: ActionResult(
-            {"MessageId": self.send_bounce(response._get_params())}
+            {
+                "MessageId": self.send_bounce(
+                    response._get_params(), response.headers.get("X-Amzn-Trace-Id", "")
+                )
+            }
         )
         EmailResponse.get_account_sending_enabled = lambda _: ActionResult(
             {"Enabled": True}  # nothing here stops the account from sending
@@ -186,8 +190,8 @@ class Ses:
             receipt["dmarcPolicy"] = (dmarc_policy or "none").lower()
         return receipt
 
-    def send_bounce(self, params: Mapping[str, Any]) -> str:
-        """Id of the bounce; raises what SES answers."""
+    def send_bounce(self, params: Mapping[str, Any], trace: str = "") -> str:
+        """Id of the bounce; raises what SES answers. `trace` is the caller's X-Ray header."""
         with self._lock:
             if self.faults:
                 code, times = self.faults.pop(0)
@@ -196,8 +200,11 @@ class Ses:
                 raise SesError(code, f"{code} (injected)")
             self._check(params)
             original = self._received[params["OriginalMessageId"]]
+            answered = secrets.token_hex(30)
             self.bounces.append(
                 {
+                    "id": answered,
+                    "trace": trace,
                     "to": original.sender,
                     "sender": params["BounceSender"],
                     "recipients": [
@@ -207,7 +214,7 @@ class Ses:
                     "request": dict(params),
                 }
             )
-        return secrets.token_hex(30)
+        return answered
 
     def _check(self, params: Mapping[str, Any]) -> None:
         for name in REQUIRED:

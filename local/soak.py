@@ -14,19 +14,34 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from boto3.dynamodb.types import TypeDeserializer
 from rich.console import Console
 from rich.table import Table
 
+from cli.history import Story, tell
 from local import faults as kinds
-from local import model
+from local.account import (
+    BODY_CANARY,
+    CHECKS,
+    HEADER_CANARY,
+    Copy,
+    Evidence,
+    Letter,
+    Problem,
+    Report,
+    account,
+    hopeless,
+    ledger,
+)
 from local.cloud import Cloud
 from local.faults import STATE_MACHINE, Fault, Faults
 from local.google import Message
-from local.model import BOUNCE, DROP, FORWARD, STORE, SUPPRESS, Effect, Email, Rule
+from local.model import BOUNCE, DROP, FORWARD, STORE, Email, Rule
 
 # Real seconds per second; a slow machine wants more of them.
 FACTOR = 0.08
@@ -91,10 +106,11 @@ _RECIPIENTS = {
 
 
 def versions() -> list[dict[str, Rule]]:
-    """The routing table at first, after the edit midway, and after everything was mended."""
-    first = {rule.pattern: rule for rule in _RULES}
-    edited = {**first, **{rule.pattern: rule for rule in _EDITS}}
-    return [first, edited, {**edited, **{rule.pattern: rule for rule in _MENDED}}]
+    """Every state of the routing table: at first, after each edit midway, and mended."""
+    states = [{rule.pattern: rule for rule in _RULES}]
+    for rule in (*_EDITS, *_MENDED):
+        states.append({**states[-1], rule.pattern: rule})
+    return states
 
 
 # -- what is sent ----------------------------------------------------------------------------------
@@ -146,7 +162,8 @@ def _make_email(chance: random.Random, number: int) -> Email:
         f"{hop * (26 if loop else chance.randrange(4))}"
         f"From: <{sender or 'x@elsewhere.example'}>\r\n"
         f"Subject: soak {number}\r\nMessage-ID: <{number}@soak.example>\r\n{harmful}"
-        f"X-Soak: {message_id}\r\n\r\n"
+        f"X-Soak: {message_id}\r\nX-Canary: {HEADER_CANARY}{number}\r\n\r\n"
+        f"{BODY_CANARY}{number}\r\n"
     )
     drawn = chance.random()
     size = chance.randrange(6000)
@@ -255,15 +272,6 @@ def digest(seed: int, emails: Sequence[Email], faults: Sequence[Fault]) -> str:
 # -- the run ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What is wrong with an email; `kind` is counted."""
-
-    kind: str
-    message_id: str
-    text: str
-
-
 class Soak:
     """One run in one embedded cloud; `root` is the project, or a mutant of it."""
 
@@ -295,6 +303,7 @@ class Soak:
         self.ledger: Counter[str] = Counter()
         self.letters: Counter[tuple[str, str]] = Counter()
         self.copies = 0
+        self._taken: list[Letter] = []
         self._garbage = ["no JSON", '{"mail": {}}', '["a list"]']
         self._missing = "".join(self._chance.choices(ALPHABET, k=40))
         self._ended = threading.Event()
@@ -405,275 +414,173 @@ class Soak:
         for round_ in range(1, 6):
             self.cloud.events.tick()
             self.cloud.wait_idle(_PATIENCE)
-            if round_ > 1 and not any(self._mendable(body) for _, body in self._dead()):
+            letters = [letter for queue in DLQS for letter in self.cloud.dead_letters(queue)]
+            if round_ > 1 and all(hopeless(self._missing, self._garbage, it) for it in letters):
                 return
-            self.say(f"redrive {round_}: {sum(1 for _ in self._dead())} dead letters")
+            self.say(f"redrive {round_}: {len(letters)} dead letters")
             for queue in DLQS:
                 self._empty(queue)
             self.cloud.wait_idle(_PATIENCE)
 
-    def _dead(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        for queue in DLQS:
-            for letter in self.cloud.dead_letters(queue):
-                yield queue, letter
-
-    def _mendable(self, letter: Mapping[str, Any]) -> bool:
-        if "original" in letter:
-            return _original(letter) not in self._garbage
-        return bool(letter["mail"]["messageId"] != self._missing)
-
     def _empty(self, queue: str) -> None:
-        sqs = self.cloud.client("sqs")
-        url = self.cloud.resource(queue)
-        taken = []
-        while received := sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10).get("Messages"):
-            for message in received:
-                taken.append(message["Body"])
-                sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
-        for body in taken:
+        """Send a queue's letters back."""
+        taken = self._take(queue)
+        self._taken += [letter for letter, _ in taken]
+        for _, body in taken:
             # Whoever redrives may be told twice, as by every queue.
             for _ in range(2 if self._chance.random() < 0.1 else 1):
                 self._queue(body)
+
+    def _take(self, queue: str) -> list[tuple[Letter, str]]:
+        """The letters of a queue with their bodies as they are; they are gone from it then."""
+        sqs, url = self.cloud.client("sqs"), self.cloud.resource(queue)
+        taken = []
+        while received := sqs.receive_message(
+            QueueUrl=url, MaxNumberOfMessages=10, MessageAttributeNames=["All"]
+        ).get("Messages"):
+            for message in received:
+                sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+                given = message.get("MessageAttributes", {})
+                attributes = {name: value["StringValue"] for name, value in given.items()}
+                body = _parsed(message["Body"])
+                letter = Letter(queue=queue, body=body, attributes=attributes)
+                taken.append((letter, message["Body"]))
+        return taken
 
     # -- the account -------------------------------------------------------------------------------
 
     def _account(self) -> None:
         self.say("accounting")
-        copies = self._copies()
-        bounces = self._bounces()
-        ended = self._ended_as()
-        records = self._suppressed()
-        for email in self.emails.values():
-            self._account_email(email, copies, bounces, ended, records)
-        self._account_executions()
-        self._account_letters()
+        seen = self._evidence()
+        self.problems = account(seen)
+        self.ledger = ledger(seen)
+        self.copies = len(seen.copies)
 
-    def _problem(self, kind: str, message_id: str, text: str) -> None:
-        self.problems.append(Problem(kind, message_id, text))
-
-    def _copies(self) -> dict[tuple[str, str], list[Message]]:
-        """(message id, mailbox) → copies, each checked byte by byte."""
-        found: dict[tuple[str, str], list[Message]] = defaultdict(list)
-        for address in MAILBOXES:
-            for message in self.cloud.google.messages(address):
-                self.copies += 1
-                raw = message.raw
-                match = _ID.search(raw)
-                email = self.emails.get(match[1].decode()) if match else None
-                if email is None:
-                    self._problem("changed", "?", f"{address} holds an unknown email {raw[:200]!r}")
-                    continue
-                found[email.message_id, address].append(message)
-                lines = _DELIVERED_TO.match(raw)
-                assert lines
-                if raw[lines.end() :] != email.raw:
-                    self._problem("changed", email.message_id, f"in {address}")
-                named = re.findall(r"Delivered-To: (.*)\r\n", lines[0].decode())
-                leading = {
-                    effect.recipient
-                    for effect in self._possible(email)
-                    if (effect.kind, effect.where) == (FORWARD, address)
-                }
-                if not named or not set(named) <= leading or len(set(named)) < len(named):
-                    self._problem("misdelivered", email.message_id, f"{address} got it for {named}")
-                if set(message.labels) != model.labels(email):
-                    self._problem("misdelivered", email.message_id, f"labels {message.labels}")
-        return found
-
-    def _possible(self, email: Email) -> set[Effect]:
-        return {
-            effect
-            for recipient in email.recipients
-            for rules in self._in_effect(email)
-            for effect in model.expected(email, recipient, rules, DOMAINS)
-        } | {
-            # Before somebody released it.
-            Effect(DROP, recipient)
-            for recipient in (email.recipients if email.released else ())
-        }
+    def _evidence(self) -> Evidence:
+        left = [letter for queue in DLQS for letter, _ in self._take(queue)]
+        return Evidence(
+            emails=self.emails,
+            rules=self._in_effect,
+            domains=DOMAINS,
+            copies=[
+                self._copy(m, box) for box in MAILBOXES for m in self.cloud.google.messages(box)
+            ],
+            reports=[self._report(bounce) for bounce in self.cloud.bounces],
+            stories=[self._story(execution) for execution in self.cloud.executions()],
+            records=list(self._items("DeliveriesTable")),
+            letters=[*self._taken, *left],
+            left=left,
+            lines=[
+                {**line, "function": name}
+                for name in self._functions()
+                for line in self.cloud.logs(name)
+            ],
+            fired=self.fired,
+            stored={email.message_id: self._is_stored(email) for email in self.emails.values()},
+            written=lambda: self._written(left),
+            secrets=self.cloud.google.secrets(),
+            namespace=f"SESMail/{self.cloud.environment}",
+            revoked=REVOKED,
+            missing=self._missing,
+            garbage=self._garbage,
+            now=self.cloud.now(),
+        )
 
     def _in_effect(self, email: Email) -> list[dict[str, Rule]]:
         """The rules that may have routed the email: a redrive routes it again."""
-        return self._versions if email.number < self._half else self._versions[1:]
+        return self._versions if email.number < self._half else self._versions[len(_EDITS) :]
 
-    def _bounces(self) -> Counter[tuple[str, str]]:
-        sent: Counter[tuple[str, str]] = Counter()
-        for bounce in self.cloud.bounces:
-            email = self.emails[bounce["messageId"]]
-            if bounce["to"] != email.sender or not bounce["sender"].startswith("mailer-daemon@"):
-                self._problem("misbounced", email.message_id, str(bounce))
-            for recipient in bounce["recipients"]:
-                sent[email.message_id, recipient] += 1
-        return sent
+    def _functions(self) -> list[str]:
+        """Short names, such as `router`."""
+        suffix = f"-{self.cloud.environment}"
+        return [
+            name.removeprefix("ses-mail-").removesuffix(suffix)
+            for name in self.cloud.runtime.functions
+        ]
 
-    def _ended_as(self) -> set[tuple[str, str, str]]:
-        """(message id, recipient, outcome) as the executions tell it."""
-        ended = set()
-        for execution in self.cloud.executions():
-            message_id = execution["input"]["mail"]["messageId"]
-            output = execution.get("output")
-            found: list[dict[str, Any]] = []
-            if output:
-                found = output["outcomes"]
-            elif execution["status"] == "FAILED":
-                found = self._outcomes(execution["executionArn"])
-            for outcome in found:
-                for recipient in outcome["recipients"]:
-                    ended.add((message_id, recipient, outcome["outcome"]))
-        return ended
+    def _copy(self, message: Message, mailbox: str) -> Copy:
+        raw = message.raw
+        match = _ID.search(raw)
+        message_id = match[1].decode() if match else "?"
+        email = self.emails.get(message_id)
+        lines = _DELIVERED_TO.match(raw)
+        assert lines
+        return Copy(
+            message_id=message_id,
+            mailbox=mailbox,
+            id=message.id,
+            named=tuple(re.findall(r"Delivered-To: (.*)\r\n", lines[0].decode())),
+            same=email is not None and raw[lines.end() :] == email.raw,
+            labels=frozenset(message.labels),
+            options=message.query,
+        )
 
-    def _outcomes(self, arn: str) -> list[dict[str, Any]]:
-        for event in self.cloud.history(arn):
-            exited = event.get("stateExitedEventDetails")
-            if exited and exited["name"] == "For each delivery":
-                outcomes: list[dict[str, Any]] = json.loads(exited["output"])["outcomes"]
-                return outcomes
-        return []
+    def _report(self, bounce: Mapping[str, Any]) -> Report:
+        request = bounce["request"]
+        root = re.search(r"Root=([^;]+)", bounce["trace"])
+        return Report(
+            message_id=bounce["messageId"],
+            id=bounce["id"],
+            to=bounce["to"],
+            sender=bounce["sender"],
+            reporting_mta=request.get("MessageDsn", {}).get("ReportingMta", ""),
+            execution=self.cloud.runtime.callers.get(root[1], "") if root else "",
+            items=request["BouncedRecipientInfoList"],
+        )
 
-    def _suppressed(self) -> dict[tuple[str, str], str]:
-        """(message id, recipient) → reason, from the deliveries table."""
-        pages = self.cloud.client("dynamodb").get_paginator("scan")
-        return {
-            (item["PK"]["S"].removeprefix("EMAIL#"), item["SK"]["S"].removeprefix("BOUNCE#")): item[
-                "reason"
-            ]["S"]
-            for page in pages.paginate(TableName=self.cloud.resource("DeliveriesTable"))
-            for item in page["Items"]
-            if item.get("delivery_state", {}).get("S") == "suppressed"
-        }
+    def _story(self, execution: Mapping[str, Any]) -> Story:
+        """An execution; its history is kept in a file as well, for whoever looks for secrets."""
+        arn = execution["executionArn"]
+        # moto keeps no history of what was stopped.
+        events = [] if execution["status"] == "ABORTED" else self.cloud.history(arn)
+        self._histories.mkdir(exist_ok=True)
+        text = json.dumps([execution, events], default=str)
+        (self._histories / execution["name"]).write_text(text)
+        return tell(execution, events)
 
-    def _account_email(
-        self,
-        email: Email,
-        copies: Mapping[tuple[str, str], Sequence[Message]],
-        bounces: Mapping[tuple[str, str], int],
-        ended: set[tuple[str, str, str]],
-        suppressed: Mapping[tuple[str, str], str],
-    ) -> None:
+    def _is_stored(self, email: Email) -> bool:
         stored = self.cloud.client("s3").get_object(
             Bucket=self.cloud.resource("EmailBucket"), Key=f"emails/{email.message_id}"
         )
-        if stored["Body"].read() != email.raw:
-            self._problem("changed", email.message_id, "in the bucket")
-        happened: set[Effect] = set()
-        for address in MAILBOXES:
-            number = len(copies.get((email.message_id, address), ()))
-            if number:
-                happened |= {
-                    effect
-                    for effect in self._possible(email)
-                    if (effect.kind, effect.where) == (FORWARD, address)
-                }
-            self._account_copies(email, address, number)
-        for recipient in email.recipients:
-            key = (email.message_id, recipient)
-            reason = suppressed.get(key, "")
-            if bounces.get(key, 0) > 1:
-                self._problem("bounced twice", email.message_id, recipient)
-            doubtful = reason == "maybe-sent" and model.may_have_bounced(
-                email.message_id, recipient, self._fired()
-            )
-            if bounces.get(key) or doubtful:
-                happened.add(Effect(BOUNCE, recipient))
-            elif reason:
-                happened.add(Effect(SUPPRESS, recipient, reason))
-            for kind, outcome in ((STORE, "stored"), (DROP, "dropped")):
-                if (email.message_id, recipient, outcome) in ended:
-                    happened.add(Effect(kind, recipient))
-            if bounces.get(key) and reason and reason != "maybe-sent":
-                self._problem("misbounced", email.message_id, f"{recipient}: {reason}, but sent")
-            self._account_recipient(email, recipient, happened, reason)
-        for effect in sorted(happened - self._possible(email), key=repr):
-            kind = "unexplained bounce" if effect.kind == BOUNCE else "misdelivered"
-            self._problem(kind, email.message_id, str(effect))
+        return bool(stored["Body"].read() == email.raw)
 
-    def _account_copies(self, email: Email, address: str, number: int) -> None:
-        repeats = {
-            effect.where
-            for recipient in email.repeated
-            for effect in model.expected(email, recipient, self._versions[2], DOMAINS)
-            if effect.kind == FORWARD
-        }
-        allowed = 2 if address in repeats else 1
-        if number > allowed:
-            self._problem("duplicated", email.message_id, f"{number} copies in {address}")
-        elif address in repeats and number < 2:
-            self._problem("lost", email.message_id, f"the forced repetition to {address}")
-        elif number and address in repeats:
-            self.ledger["delivered again by force"] += 1
+    def _items(self, table: str) -> Iterator[dict[str, Any]]:
+        pages = self.cloud.client("dynamodb").get_paginator("scan")
+        plain = TypeDeserializer().deserialize
+        for page in pages.paginate(TableName=self.cloud.resource(table)):
+            for item in page["Items"]:
+                yield {name: plain(value) for name, value in item.items()}
 
-    def _account_recipient(
-        self, email: Email, recipient: str, happened: set[Effect], reason: str
-    ) -> None:
-        """Under some version of the rules all that they want has happened."""
-        for rules in self._in_effect(email):
-            wanted = model.expected(email, recipient, rules, DOMAINS)
-            if wanted <= happened:
-                for effect in wanted:
-                    name = {
-                        FORWARD: "delivered once",
-                        BOUNCE: "bounced once",
-                        SUPPRESS: "bounce suppressed",
-                        STORE: "stored",
-                        DROP: "dropped",
-                    }[effect.kind]
-                    if reason == "maybe-sent":
-                        name = "bounced at most once (answer lost)"
-                    self.ledger[name] += 1
-                return
-        wanted = model.expected(email, recipient, self._in_effect(email)[-1], DOMAINS)
-        self._problem("lost", email.message_id, f"{recipient}: {sorted(wanted, key=repr)}")
+    def _written(self, left: Iterable[Letter]) -> Iterator[tuple[str, str]]:
+        """(where, text) of all logs, histories, letters and items; without what may hold it: an
+        unfinished upload's session, and the notification that SNS sends as SES made it."""
+        logs = self.cloud.runtime.directory
+        for path in (*sorted(logs.iterdir()), *sorted(self._histories.iterdir())):
+            yield path.name, path.read_text(errors="replace")
+        for letter in (*self._taken, *left):
+            if letter.failure:
+                yield f"a letter in {letter.queue}", json.dumps(letter.body)
+        for table in ("DeliveriesTable", "RoutingTable"):
+            for item in self._items(table):
+                if "upload" in item:
+                    item["upload"] = {**item["upload"], "session": ""}
+                yield f"{table} {item['PK']} {item['SK']}", json.dumps(item, default=str)
 
-    def _account_executions(self) -> None:
-        struck = {f.key for f in self._fired() if f.kind == kinds.ABORT}
-        unsent = {f.key for f in self._fired() if f.site == "sqs:SendMessage"}
-        for execution in self.cloud.executions():
-            message_id = execution["input"]["mail"]["messageId"]
-            explained = {
-                "SUCCEEDED": True,
-                "ABORTED": message_id in struck,
-                "FAILED": execution.get("error") == "DeadLettered"
-                or (execution.get("error") == "ParkingFailed" and message_id in unsent),
-            }
-            if not explained.get(execution["status"]):
-                self._problem(
-                    "died",
-                    message_id,
-                    f"{execution['name']} {execution['status']} {execution.get('error')}: "
-                    f"{execution.get('cause', '')[:300]}",
-                )
+    @cached_property
+    def fired(self) -> list[kinds.Fired]:
+        """The faults that happened; asked when none happens any more."""
+        return self.faults.fired()
 
-    def _account_letters(self) -> None:
-        left = list(self._dead())
-        garbage = {_original(letter) for _, letter in left if "original" in letter}
-        for text in self._garbage:
-            if text not in garbage:
-                self._problem("lost", "?", f"notification {text!r} is in no queue")
-        missing = [
-            letter
-            for _, letter in left
-            if letter.get("mail", {}).get("messageId") == self._missing
-            and letter["failure"]["error"] == "EmailNotFoundError"
-        ]
-        if not missing:
-            self._problem("lost", self._missing, "the email without an object is in no queue")
-        self.ledger["dead-lettered for good (no email behind them)"] = len(garbage) + bool(missing)
-        for queue, letter in left:
-            if self._mendable(letter):
-                message_id = letter.get("mail", {}).get("messageId", "?")
-                self._problem("stuck", message_id, f"{queue}: {json.dumps(letter)[:800]}")
-
-    def _fired(self) -> list[kinds.Fired]:
-        if not hasattr(self, "_all_fired"):
-            self._all_fired = self.faults.fired()
-        return self._all_fired
+    @property
+    def _histories(self) -> Path:
+        return self.cloud.runtime.directory.parent / "histories"
 
     def history(self, message_id: str) -> Iterator[str]:
         """What is known of an email, for whoever has to find out."""
         email = self.emails.get(message_id)
         if email:
             yield str(replace(email, raw=email.raw[:0]))
-        for fired in self._fired():
+        for fired in self.fired:
             if fired.key == message_id:
                 yield f"fault: {fired}"
         for execution in self.cloud.executions(message_id):
@@ -688,18 +595,18 @@ class Soak:
                     if key.endswith("EventDetails") and "error" in details:
                         cause = details.get("cause", "")[:150]
                         yield f"  {event['type']} {details['error']} {cause}"
-            for outcome in self._outcomes(execution["executionArn"]):
-                yield f"  {json.dumps(outcome)}"
+            story = tell(execution, self.cloud.history(execution["executionArn"]))
+            for made in story.deliveries:
+                yield f"  {made.action} {made.target} {made.recipients}: {made.outcome}"
 
 
-def _original(letter: Mapping[str, Any]) -> str:
-    """What was no notification, however often it was parked."""
-    original: str = letter["original"]
+def _parsed(text: str) -> dict[str, Any]:
+    """A letter's body; {"body": text} if it is no JSON object."""
     try:
-        inner = json.loads(original)
-    except ValueError:
-        return original
-    return _original(inner) if isinstance(inner, dict) and "original" in inner else original
+        body = json.loads(text)
+    except json.JSONDecodeError:
+        body = None
+    return body if isinstance(body, dict) else {"body": text}
 
 
 # -- the command -----------------------------------------------------------------------------------
@@ -736,6 +643,16 @@ def fault_table(planned: Iterable[Fault], fired: Iterable[kinds.Fired]) -> Table
     return table
 
 
+def account_table(problems: Iterable[Problem]) -> Table:
+    """A line for every check; 0 is good."""
+    wrong = Counter(problem.kind for problem in problems)
+    table = Table("check", "wrong", title="Account")
+    table.columns[1].justify = "right"
+    for name in CHECKS:
+        table.add_row(name, f"[red]{wrong[name]}[/red]" if wrong[name] else "0")
+    return table
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--emails", type=int, default=1000)
@@ -759,7 +676,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     soak = Soak(emails, faults, console=console)
     with soak.cloud:
         soak.run()
-        fired = soak._fired()
+        fired = soak.fired
         console.print(fault_table(planned, fired))
         letters = Table(
             "queue", "error", "letters", title="Dead letters when everything was healed"
@@ -771,15 +688,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, number in sorted(soak.ledger.items()):
             ledger.add_row(name, str(number))
         console.print(ledger)
-        bad = Counter(problem.kind for problem in soak.problems)
+        console.print(account_table(soak.problems))
         for problem in soak.problems[:10]:
-            console.print(f"[red]{problem.kind}[/red] {problem.message_id}: {problem.text}")
+            console.print(f"[red]{problem.kind}[/red] {problem.message_id}: ", end="")
+            console.print(problem.text, markup=False)
             for line in soak.history(problem.message_id):
                 console.print(f"    {line}", markup=False)
-    wrong = ("lost", "duplicated", "misdelivered", "changed")
-    counted = ", ".join(f"{bad.pop(kind, 0)} {kind}" for kind in wrong)
-    rest = "".join(f", {number} {kind}" for kind, number in sorted(bad.items()))
-    console.print(f"{counted}{rest}; {soak.copies} copies; {time.monotonic() - started:.0f} s")
+    wrong = f"{len(soak.problems)} wrong in {len(CHECKS)} checks"
+    console.print(f"{wrong}; {soak.copies} copies; {time.monotonic() - started:.0f} s")
     rare = {} if own else too_rare(options.emails, planned, fired)
     for kind, number in rare.items():
         console.print(f"[red]too few faults[/red]: {kind} fired {number} times")

@@ -4,7 +4,7 @@ import pytest
 
 from local import faults
 from local.faults import ERROR, RESET_AFTER, THROTTLE, Fault, Faults, Fired, decide
-from local.model import may_have_bounced
+from local.model import may_be_in_doubt
 from local.soak import Soak, digest, main, make_emails, make_faults, too_rare
 
 SEED, EMAILS = 3, 60
@@ -67,43 +67,47 @@ def test_what_a_fault_covers(fault: Fault, hit: bool) -> None:
 
 
 BOUNCER = "ses-mail-bouncer-test"
+TRANSACT, SEND = "dynamodb:TransactWriteItems", "ses:SendBounce"
 
 
 @pytest.mark.parametrize(
-    ("kind", "site", "by", "whole", "about", "doubtful"),
+    ("kind", "site", "by", "whole", "about", "sent", "unsent"),
     [
-        (faults.KILL_BEFORE, "ses:SendBounce", BOUNCER, False, "SendBounce {r}", True),
-        (faults.RESET_AFTER, "ses:SendBounce", BOUNCER, False, "SendBounce {r}", True),
-        (faults.ERROR, "ses:SendBounce", BOUNCER, False, "SendBounce {r}", True),
+        (faults.KILL_BEFORE, SEND, BOUNCER, False, "SendBounce {r}", False, True),
+        (faults.KILL_AFTER, SEND, BOUNCER, False, "SendBounce {r}", True, False),
+        (faults.RESET_AFTER, SEND, BOUNCER, False, "SendBounce {r}", True, False),
+        (faults.TIMEOUT_BEFORE, SEND, BOUNCER, False, "SendBounce {r}", False, True),
+        (faults.ERROR, SEND, BOUNCER, False, "SendBounce {r}", False, True),
         # A refusal tells that nothing was sent, and a slow answer is one.
-        (faults.THROTTLE, "ses:SendBounce", BOUNCER, True, "SendBounce {r}", False),
-        (faults.REJECT, "ses:SendBounce", BOUNCER, True, "SendBounce {r}", False),
-        (faults.SLOW, "ses:SendBounce", BOUNCER, True, "SendBounce {r}", False),
-        (faults.KILL_AFTER, "ses:SendBounce", BOUNCER, False, "SendBounce x@one.example", False),
-        (faults.KILL_AFTER, "dynamodb:TransactWriteItems", BOUNCER, False, "sending {r}", True),
-        (faults.KILL_BEFORE, "dynamodb:TransactWriteItems", BOUNCER, False, "sending {r}", False),
-        (faults.RESET_AFTER, "dynamodb:TransactWriteItems", BOUNCER, True, "sending {r}", False),
-        (faults.KILL_BEFORE, "dynamodb:TransactWriteItems", BOUNCER, False, "bounced {r}", True),
-        (faults.KILL_AFTER, "dynamodb:TransactWriteItems", BOUNCER, False, "bounced {r}", False),
-        (faults.ERROR, "dynamodb:TransactWriteItems", BOUNCER, True, "bounced {r}", True),
+        (faults.THROTTLE, SEND, BOUNCER, True, "SendBounce {r}", False, False),
+        (faults.REJECT, SEND, BOUNCER, True, "SendBounce {r}", False, False),
+        (faults.SLOW, SEND, BOUNCER, True, "SendBounce {r}", False, False),
+        (faults.KILL_AFTER, SEND, BOUNCER, False, "SendBounce x@one.example", False, False),
+        (faults.KILL_AFTER, TRANSACT, BOUNCER, False, "sending {r}", False, True),
+        (faults.KILL_BEFORE, TRANSACT, BOUNCER, False, "sending {r}", False, False),
+        (faults.RESET_AFTER, TRANSACT, BOUNCER, True, "sending {r}", False, False),
+        # SES had said what it did.
+        (faults.KILL_BEFORE, TRANSACT, BOUNCER, False, "bounced {r}", True, False),
+        (faults.KILL_AFTER, TRANSACT, BOUNCER, False, "bounced {r}", False, False),
+        (faults.ERROR, TRANSACT, BOUNCER, True, "bounced {r}", True, False),
         # The client's own retry mends it.
-        (faults.ERROR, "dynamodb:TransactWriteItems", BOUNCER, False, "bounced {r}", False),
-        (faults.ERROR, "dynamodb:TransactWriteItems", BOUNCER, True, "given-back {r}", True),
-        (faults.KILL_AFTER, "dynamodb:TransactWriteItems", BOUNCER, True, "claimed {r}", False),
-        (faults.KILL_AFTER, "s3:GetObject", BOUNCER, True, "", False),
-        (faults.RESET_AFTER, "lambda:Invoke", faults.STATE_MACHINE, True, "", False),
-        (faults.TIMED_OUT, "lambda:Timeout", BOUNCER, True, "x@one.example {r}", True),
-        (faults.TIMED_OUT, "lambda:Timeout", BOUNCER, True, "x@one.example", False),
-        (faults.TIMED_OUT, "lambda:Timeout", "ses-mail-router-test", True, "{r}", False),
+        (faults.ERROR, TRANSACT, BOUNCER, False, "bounced {r}", False, False),
+        (faults.ERROR, TRANSACT, BOUNCER, True, "given-back {r}", False, True),
+        (faults.KILL_AFTER, TRANSACT, BOUNCER, True, "claimed {r}", False, False),
+        (faults.KILL_AFTER, "s3:GetObject", BOUNCER, True, "", False, False),
+        (faults.RESET_AFTER, "lambda:Invoke", faults.STATE_MACHINE, True, "", False, False),
+        (faults.TIMED_OUT, "lambda:Timeout", BOUNCER, True, "x@one.example {r}", True, True),
+        (faults.TIMED_OUT, "lambda:Timeout", BOUNCER, True, "x@one.example", False, False),
+        (faults.TIMED_OUT, "lambda:Timeout", "ses-mail-router-test", True, "{r}", False, False),
     ],
 )
 def test_what_leaves_a_bounce_in_doubt(
-    kind: str, site: str, by: str, whole: bool, about: str, doubtful: bool
+    kind: str, site: str, by: str, whole: bool, about: str, sent: bool, unsent: bool
 ) -> None:
-    text = about.format(r="gone@one.example")
-    fired = Fired(kind, site, by, "one", 0, 0, whole, text)
-    assert may_have_bounced("one", "gone@one.example", [fired]) is doubtful
-    assert not may_have_bounced("other", "gone@one.example", [fired])
+    fired = Fired(kind, site, by, "one", 0, 0, whole, about.format(r="gone@one.example"))
+    for really, excused in ((True, sent), (False, unsent)):
+        assert may_be_in_doubt("one", "gone@one.example", [fired], really) is excused
+        assert not may_be_in_doubt("other", "gone@one.example", [fired], really)
 
 
 def test_a_kind_that_hardly_fired_is_told() -> None:
