@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from botocore.exceptions import ClientError
-from ses_mail import notification, tables
+from ses_mail import delivery_keys, notification, tables
 
 from . import history, letters
 from .history import Story
@@ -89,7 +89,7 @@ def look_up(session: Session, given: str, pages: int = 20) -> Email:
         for record in records.values()
         if record.get("execution")
     }
-    names |= {sk.removeprefix("PARKED#") for sk in records if sk.startswith("PARKED#")}
+    names |= {name for sk in records if (name := delivery_keys.execution_of(sk))}
     names |= {
         str(letter.failure["executionArn"]).rpartition(":")[2]
         for letter in found
@@ -105,7 +105,7 @@ def look_up(session: Session, given: str, pages: int = 20) -> Email:
     return Email(
         message_id,
         tuple(sorted(known.values(), key=lambda story: story.started)),
-        {sk: record for sk, record in records.items() if not sk.startswith("PARKED#")},
+        {sk: record for sk, record in records.items() if not delivery_keys.execution_of(sk)},
         tuple(waiting),
         tuple(queued),
         stored,
@@ -146,7 +146,7 @@ def _records(session: Session, message_id: str) -> Iterator[tuple[str, dict[str,
     pages = session.dynamodb.get_paginator("query").paginate(
         TableName=session.deliveries_table,
         KeyConditionExpression="PK = :email",
-        ExpressionAttributeValues=tables.serialize({":email": f"EMAIL#{message_id}"}),
+        ExpressionAttributeValues=tables.serialize({":email": delivery_keys.email(message_id)}),
         ConsistentRead=True,
     )
     for page in pages:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from ses_mail import delivery_keys
 from ses_mail.addresses import canonical
 from ses_mail.errors import printable
 from ses_mail.routing import PARK
@@ -221,7 +222,8 @@ def _remembered(email: Email, recipient: str) -> Iterator[Place]:
         if not _serves(recorded(key, record), recipient):
             continue
         state = str(record.get("delivery_state"))
-        what = f"{state} to {key.split('#')[1]}" if key.startswith("FORWARD#") else state
+        mailbox = delivery_keys.mailbox_of(key)
+        what = f"{state} to {mailbox}" if mailbox else state
         at = f"at {record.get('updated_at')}"
         yield Place(state, (recipient,), f"{what} {at}, says its record; no execution is known")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
-from ses_mail import headers, notification, outcomes, routing, stored_email
+from ses_mail import delivery_keys, headers, notification, outcomes, routing, stored_email
 from ses_mail.addresses import canonical, is_address, mailbox
 from ses_mail.bounce_policy import MAX_RECEIVED
 from ses_mail.errors import InvalidNotificationError
@@ -255,16 +255,18 @@ def _message(original: Notification, asked: Asked, recipients: Sequence[str]) ->
 
 def _effect(email: Email, delivery: Delivery, asked: Asked, original: Notification) -> str:
     """One delivery's future in words."""
-    suffix = f"#{asked.force}" if asked.force else ""
+    message_id, force = email.message_id, asked.force
     if delivery.action == routing.FORWARD:
-        record = email.records.get(f"FORWARD#{delivery.target}{suffix}", {})
+        key = delivery_keys.forward(message_id, delivery.target, force)
+        record = email.records.get(key["SK"], {})
         if record.get("delivery_state") == "delivered":
             return "already delivered: nothing will be sent again without --force"
-        again = " once more" if asked.force else ""
+        again = " once more" if force else ""
         spam = _is_spam(original.receipt) and not asked.ignore_verdicts
         return f"is delivered{again}{' into the spam folder' if spam else ''}"
     if delivery.action == routing.BOUNCE:
-        ended = [email.records.get(f"BOUNCE#{r}{suffix}", {}) for r in delivery.recipients]
+        keys = [delivery_keys.bounce(message_id, r, force) for r in delivery.recipients]
+        ended = [email.records.get(key["SK"], {}) for key in keys]
         states = {str(record.get("delivery_state")) for record in ended if record}
         if len(ended) == sum(map(bool, ended)) and states <= {"bounced", "suppressed"}:
             return f"already {' or '.join(sorted(states))}: nothing will be sent without --force"

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ses_mail import clock, tables
+from ses_mail import clock, delivery_keys, tables
 from ses_mail.errors import DeliveryInProgressError
 from ses_mail.outcomes import BOUNCED, DELIVERED, MAYBE_SENT, SUPPRESSED
 
@@ -79,7 +79,7 @@ class Deliveries:
         force is the nonce of a repeated delivery, or empty. Raises DeliveryInProgressError while
         another attempt holds it.
         """
-        key = {"PK": _email(message_id), "SK": f"FORWARD#{mailbox}{force and f'#{force}'}"}
+        key = delivery_keys.forward(message_id, mailbox, force)
         token = uuid.uuid4().hex
         try:
             answer = self.dynamodb.update_item(
@@ -185,7 +185,7 @@ class Deliveries:
         sending was never confirmed is ended as `suppressed`, reason `maybe-sent`: nobody can be
         asked whether it went out, and two are worse than none.
         """
-        keys = {r: {"PK": _email(message_id), "SK": _bounce(r, force)} for r in recipients}
+        keys = {r: delivery_keys.bounce(message_id, r, force) for r in recipients}
         ended: dict[str, Ended] = {}
         free: dict[str, Mapping[str, str]] = {}
         now = int(clock.now())
@@ -261,11 +261,10 @@ class Deliveries:
 
     def count_bounce(self, sender: str, limit: int) -> bool:
         """Count one more bounce to the sender in this hour; False, uncounted, at the limit."""
-        hour = clock.iso()[:13]
         try:
             self.dynamodb.update_item(
                 TableName=self.table,
-                Key=tables.serialize({"PK": f"SENDER#{sender}", "SK": f"HOUR#{hour}"}),
+                Key=tables.serialize(delivery_keys.bounce_count(sender, _hour())),
                 UpdateExpression="ADD bounces :one SET expires_at = :expires, entity_type = :type",
                 ConditionExpression="attribute_not_exists(bounces) OR bounces < :limit",
                 ExpressionAttributeValues=tables.serialize(
@@ -287,7 +286,7 @@ class Deliveries:
         with suppress(self.dynamodb.exceptions.ConditionalCheckFailedException):
             self.dynamodb.update_item(
                 TableName=self.table,
-                Key=tables.serialize({"PK": f"SENDER#{sender}", "SK": f"HOUR#{clock.iso()[:13]}"}),
+                Key=tables.serialize(delivery_keys.bounce_count(sender, _hour())),
                 UpdateExpression="ADD bounces :less",
                 ConditionExpression="attribute_exists(PK)",
                 ExpressionAttributeValues=tables.serialize({":less": -1}),
@@ -358,12 +357,8 @@ class BounceClaim:
     token: str
 
 
-def _email(message_id: str) -> str:
-    return f"EMAIL#{message_id}"
-
-
-def _bounce(recipient: str, force: str) -> str:
-    return f"BOUNCE#{recipient}{force and f'#{force}'}"
+def _hour() -> str:
+    return clock.iso()[:13]
 
 
 def _ended(item: Mapping[str, Any]) -> Ended:

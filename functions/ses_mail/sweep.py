@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ses_mail import clock, dead_letters, notification, tables
+from ses_mail import clock, dead_letters, delivery_keys, notification, tables
 from ses_mail.errors import InvalidNotificationError, printable
 
 if TYPE_CHECKING:
@@ -124,19 +124,19 @@ class Sweeper:
 
     def _marked(self, keys: set[tuple[str, str]]) -> set[tuple[str, str]]:
         """Those of (message id, execution name) that have a mark."""
-        wanted = {(f"EMAIL#{m}", f"PARKED#{n}"): (m, n) for m, n in keys}
-        items = tables.read_all(
-            self.dynamodb, self.table, [{"PK": pk, "SK": sk} for pk, sk in wanted]
-        )
-        return {wanted[item["PK"], item["SK"]] for item in items}
+        wanted = [delivery_keys.parked(*key) for key in keys]
+        items = tables.read_all(self.dynamodb, self.table, wanted)
+        found = {(item["PK"], item["SK"]) for item in items}
+        return {
+            key for key, mark in zip(keys, wanted, strict=True) if (mark["PK"], mark["SK"]) in found
+        }
 
     def _mark(self, message_id: str, name: str) -> None:
         self.dynamodb.put_item(
             TableName=self.table,
             Item=tables.serialize(
                 {
-                    "PK": f"EMAIL#{message_id}",
-                    "SK": f"PARKED#{name}",
+                    **delivery_keys.parked(message_id, name),
                     "entity_type": "PARKED",
                     "updated_at": clock.iso(),
                     "expires_at": int(clock.now()) + _MARK_DAYS * _DAY,

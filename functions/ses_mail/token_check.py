@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import google_auth_httplib2
 import httplib2
 
-from ses_mail import clock, tables
+from ses_mail import clock, delivery_keys, tables
 from ses_mail.credentials import StoredToken, google_credentials, stored_tokens
 from ses_mail.errors import GmailTemporaryError, GmailTokenError
 from ses_mail.google_errors import translated
@@ -63,7 +63,7 @@ class TokenMonitor:
     def became_good(self, checks: Sequence[Check]) -> list[str]:
         """Record the checks; parameters whose token is good since less than 3 h."""
         known = [check for check in checks if check.result != UNKNOWN]
-        keys = {check.parameter: _key(check.parameter) for check in known}
+        keys = {check.parameter: delivery_keys.token_check(check.parameter) for check in known}
         records = tables.read_all(self.dynamodb, self.table, list(keys.values()))
         before = {record["PK"]: record for record in records}
         now, good = clock.now(), []
@@ -128,7 +128,7 @@ def recorded(before: Mapping[str, Any], check: Check, now: float) -> dict[str, A
     changed_at is when it last became good or bad, or was put anew.
     """
     item = {
-        **_key(check.parameter),
+        **delivery_keys.token_check(check.parameter),
         "entity_type": "TOKEN_CHECK",
         "version": check.version,
         "modified_at": check.modified_at,
@@ -144,7 +144,3 @@ def is_newly_good(item: Mapping[str, Any], now: float) -> bool:
     """Whether a token's item says that it became good in the last 3 h."""
     changed = clock.parse(item["changed_at"])
     return bool(item["valid"] and changed is not None and now - changed < _WINDOW)
-
-
-def _key(parameter: str) -> dict[str, str]:
-    return {"PK": f"TOKEN#{parameter}", "SK": "CHECK"}
