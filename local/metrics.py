@@ -6,10 +6,13 @@ Time is real here, as the time of log lines is: whoever reads metrics asks with 
 
 from __future__ import annotations
 
+import ast
 import json
-import re
+import math
+import operator
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,12 +30,24 @@ from local.patches import Patches
 
 # After so many receives a message counts no more for ApproximateAgeOfOldestMessage.
 RECEIVES_THAT_AGE = 3
-FILLED = re.compile(r"FILL\((\w+), ?(\d+)\)")
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "GreaterThanOrEqualToThreshold": lambda value, threshold: value >= threshold,
     "GreaterThanThreshold": lambda value, threshold: value > threshold,
     "LessThanThreshold": lambda value, threshold: value < threshold,
 }
+STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
+    "Sum": sum,
+    "Maximum": max,
+    "Minimum": min,
+    "p95": lambda values: sorted(values)[math.ceil(len(values) * 0.95) - 1],
+}
+ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+}
+OURS = "SESMail/"
+# (namespace, name, dimensions) → (when, value) of each datum, UTC.
+Series = dict[tuple[str, str, frozenset[tuple[str, str]]], list[tuple[datetime, float]]]
 STATES = {
     "RUNNING": "ExecutionsStarted",
     "SUCCEEDED": "ExecutionsSucceeded",
@@ -52,6 +67,22 @@ class Datum:
     value: float
     unit: str = "Count"
     at: datetime | None = None  # None = when it is collected
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What AWS leaves open about an alarm, and how late its metrics are.
+
+    late: what is younger than this has not come yet. extra: so many periods more than the alarm's N
+    are looked back over for data points that are there: AWS says "a higher number", and 2 in its
+    example. zeros: a sum of nothing but missing values is 0; else it is missing too.
+    CloudWatch User Guide, "Configuring how CloudWatch alarms treat missing data" and "Using metric
+    math".
+    """
+
+    late: timedelta = timedelta()
+    extra: int = 2
+    zeros: bool = False
 
 
 class Metrics:
@@ -193,21 +224,43 @@ class Metrics:
 
     # -- alarms ------------------------------------------------------------------------------------
 
-    def alarms(self, at: datetime | None = None) -> set[str]:
+    def alarms(self, at: datetime | None = None, reading: Reading = Reading()) -> set[str]:
         """Names of the alarms in ALARM at that time, now by default; moto is told the states."""
-        backend = cloudwatch_backends[ACCOUNT][REGION]
         end = _naive(at or datetime.now(UTC)) + timedelta(seconds=1)
+        series = self.series()
         raised = set()
-        for alarm in list(backend.alarms.values()):
-            values = series(backend, alarm, end)
-            breaching = [breaches(alarm, value) for value in values]
-            needed = alarm.datapoints_to_alarm or alarm.evaluation_periods
-            state = "ALARM" if sum(breaching) >= int(needed) else "OK"
+        for alarm in list(cloudwatch_backends[ACCOUNT][REGION].alarms.values()):
+            values = data_points(series, alarm, end, reading)
+            state = evaluate(alarm, values)
             if state == "ALARM":
                 raised.add(alarm.name)
             if state != alarm.state_value:
                 alarm.update_state(f"Datapoints: {values}", "{}", state)
         return raised
+
+    def series(self) -> Series:
+        """Everything measured so far, what was put through the API included, by metric."""
+        backend = cloudwatch_backends[ACCOUNT][REGION]
+        series: Series = {}
+        for datum in [*self.collect(), *backend.metric_data]:
+            dimensions = frozenset((d.name, d.value) for d in datum.dimensions)
+            points = series.setdefault((datum.namespace, datum.name, dimensions), [])
+            points.append((_naive(datum.timestamp), float(datum.value)))
+        return series
+
+    def counted(self, since: datetime | None = None) -> dict[str, float]:
+        """How often each thing was counted by the functions: the sum of every metric of theirs with
+        unit Count, by the metric's name (`{"Forwarded": 12, "StartsStarted": 12}`), of log lines
+        written at `since` or later.
+
+        Equal to the account of a run: nothing is sampled, and a line is read once.
+        """
+        counted: Counter[str] = Counter()
+        for datum in self.collect():
+            is_ours = datum.namespace.startswith(OURS) and datum.unit == "Count"
+            if is_ours and (since is None or _naive(datum.timestamp) >= _naive(since)):
+                counted[datum.name] += datum.value
+        return dict(counted)
 
     # -- saved queries -----------------------------------------------------------------------------
 
@@ -230,7 +283,7 @@ class Metrics:
 
 def _naive(at: datetime) -> datetime:
     """As moto compares times: UTC without saying so."""
-    return at.astimezone(UTC).replace(tzinfo=None)
+    return at.astimezone(UTC).replace(tzinfo=None) if at.tzinfo else at
 
 
 def embedded(line: Mapping[str, Any]) -> Iterable[Datum]:
@@ -252,63 +305,95 @@ def embedded(line: Mapping[str, Any]) -> Iterable[Datum]:
                     )
 
 
-def series(backend: CloudWatchBackend, alarm: Alarm, end: datetime) -> list[float | None]:
-    """The values that the alarm looks at, oldest first; None where there are no data."""
-    count = int(alarm.evaluation_periods)
+def data_points(
+    series: Series, alarm: Alarm, end: datetime, reading: Reading = Reading()
+) -> list[float | None]:
+    """What the alarm finds in its evaluation range, oldest first; None where there is nothing.
+
+    Its periods slide, as they do on AWS by default: the newest one ends at `end`.
+    """
+    count = int(alarm.evaluation_periods) + reading.extra
     if not alarm.metric_data_queries:
-        return _statistic(backend, alarm, int(alarm.period), alarm.statistic, count, end)
+        return _points(series, alarm, int(alarm.period), alarm.statistic, count, end, reading)
     parts: dict[str, list[float | None]] = {}
     expression = ""
     for query in alarm.metric_data_queries:
-        stat = query.metric_stat
-        if stat:
-            parts[query.id] = _statistic(
-                backend, stat.metric, int(stat.period), stat.stat, count, end
+        if stat := query.metric_stat:
+            parts[query.id] = _points(
+                series, stat.metric, int(stat.period), stat.stat, count, end, reading
             )
         else:
             expression = str(query.expression)
-    return _sum(expression, parts, count)
+    return [
+        calculate(expression, {key: values[index] for key, values in parts.items()}, reading.zeros)
+        for index in range(count)
+    ]
 
 
-def _statistic(
-    backend: CloudWatchBackend, metric: Any, period: int, statistic: str, count: int, end: datetime
+def _points(
+    series: Series,
+    metric: Any,
+    period: int,
+    statistic: str,
+    count: int,
+    end: datetime,
+    reading: Reading,
 ) -> list[float | None]:
-    start = (end - timedelta(seconds=count * period)).replace(microsecond=0)
-    stat = {
-        "Metric": {
-            "Namespace": metric.namespace,
-            "MetricName": metric.metric_name,
-            "Dimensions": [{"Name": d.name, "Value": d.value} for d in metric.dimensions],
-        },
-        "Period": period,
-        "Stat": statistic,
-    }
-    (result,) = backend.get_metric_data([{"Id": "m", "MetricStat": stat}], start, end)
-    values: list[float | None] = [None] * count
-    for at, value in zip(result["timestamps"], result["values"], strict=True):
-        values[int((at - start).total_seconds()) // period] = float(value)
-    return values
+    dimensions = frozenset((d.name, d.value) for d in metric.dimensions)
+    points = series.get((metric.namespace, metric.metric_name, dimensions), [])
+    there = [(at, value) for at, value in points if at < end - reading.late]
+    return statistics(there, period, statistic, count, end)
 
 
-def _sum(
-    expression: str, parts: Mapping[str, Sequence[float | None]], count: int
+def statistics(
+    points: Iterable[tuple[datetime, float]],
+    period: int,
+    statistic: str,
+    count: int,
+    end: datetime,
 ) -> list[float | None]:
-    """Metric math of the only form that the template uses: FILL(a, 0) + FILL(b, 0) + …"""
-    terms = [FILLED.fullmatch(term.strip()) for term in expression.split("+")]
-    if None in terms:
+    """The statistic of each of `count` periods of so many seconds, oldest first; None if empty."""
+    periods: list[list[float]] = [[] for _ in range(count)]
+    for at, value in points:
+        index = count - math.ceil((end - at).total_seconds() / period)
+        if at < end and index >= 0:
+            periods[index].append(value)
+    return [STATISTICS[statistic](values) if values else None for values in periods]
+
+
+def calculate(
+    expression: str, values: Mapping[str, float | None], zeros: bool = False
+) -> float | None:
+    """Metric math of one period, as far as an alarm or a widget has any: sums, differences, and
+    FILL with a number. A missing value counts as 0 beside one that is there."""
+
+    def value(node: ast.expr) -> float | None:
+        match node:
+            case ast.Name(id=name):
+                return values[name]
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in ARITHMETIC:
+                a, b = value(left), value(right)
+                if a is None and b is None:
+                    return 0 if zeros else None
+                return ARITHMETIC[type(op)](a or 0, b or 0)
+            case ast.Call(ast.Name("FILL"), [filled, ast.Constant(int(filling))], []):
+                there = value(filled)
+                return filling if there is None else there
         raise NotImplementedError(f"metric math {expression!r}: local/metrics.py")
-    summed: list[float | None] = []
-    for index in range(count):
-        found = [(parts[term[1]][index], float(term[2])) for term in terms if term]
-        missing = all(value is None for value, _ in found)
-        summed.append(
-            None if missing else sum(fill if value is None else value for value, fill in found)
-        )
-    return summed
+
+    return value(ast.parse(expression, mode="eval").body)
 
 
-def breaches(alarm: Alarm, value: float | None) -> bool:
-    """Whether one datapoint counts towards the alarm."""
-    if value is None:
-        return {"breaching": True, "notBreaching": False}[alarm.treat_missing_data or ""]
-    return COMPARISONS[alarm.comparison_operator](value, float(alarm.threshold))
+def evaluate(alarm: Alarm, values: Sequence[float | None]) -> str:
+    """ALARM or OK, from the data points of the evaluation range.
+
+    Of those that are there the newest N count; what lacks of N is filled as the alarm treats
+    missing data (CloudWatch User Guide, "Configuring how CloudWatch alarms treat missing data").
+    """
+    periods = int(alarm.evaluation_periods)
+    there = [value for value in values if value is not None][-periods:]
+    breaches = COMPARISONS[alarm.comparison_operator]
+    breaching = sum(breaches(value, float(alarm.threshold)) for value in there)
+    if {"breaching": True, "notBreaching": False}[alarm.treat_missing_data or "missing"]:
+        breaching += periods - len(there)
+    return "ALARM" if breaching >= int(alarm.datapoints_to_alarm or periods) else "OK"

@@ -133,6 +133,7 @@ CASES = {
         (r"ses-gmail-forwarder-dlq-messages-test\t.*OPERATIONS.md#dead-letters-in-the-forwarder",),
         scenes.rejected,
     ),
+    ("How long an alarm lasts", 1): Case((r'"ses-mail-dlq-age-test",\s+70,\s+72',)),
     ("Somebody misses an email", 1): Case((r"Invoice \d+", scenes.ADDRESS), scenes.delivered),
     ("Somebody misses an email", 2): Case(("delivered", scenes.MAILBOX), scenes.delivered),
     ("Somebody misses an email", 3): Case(
