@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PREFIX ?= $(HOME)/.local
 
-.PHONY: help demo picture local soak soak-mutants mutants test quick lint lock build clean
+.PHONY: help install demo picture local soak soak-mutants mutants test quick lint lock build clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    send real emails through the real workflow, and show what happened to each"
 	@echo "             (make demo EMAIL=path.eml FROM=a@x RCPT=b@y,c@z sends your own)"
+	@echo "make install put sesmail, the operator's command, into $(PREFIX)/bin"
 	@echo "make local   the same cloud, kept running until Ctrl-C, SMTP on 127.0.0.1:2525"
 	@echo "make picture draw docs/email-path.svg anew from a demo run"
 	@echo "make soak    1,000 emails through random faults, and an account of each (EMAILS=1000 SEED=1)"
@@ -30,6 +32,16 @@ $(READY): requirements-dev.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	  --no-build-isolation --editable .
 	@touch $@
+
+# In a virtual environment of its own, without the tools of development.
+install:
+	@$(PYTHON) -m venv "$(PREFIX)/share/sesmail"
+	@rm -rf build # or modules that are gone would be installed from there
+	@"$(PREFIX)/share/sesmail/bin/python" -m pip install --quiet --disable-pip-version-check \
+	  --upgrade --force-reinstall .
+	@mkdir -p "$(PREFIX)/bin"
+	@ln -sf "$(PREFIX)/share/sesmail/bin/sesmail" "$(PREFIX)/bin/sesmail"
+	@echo "Installed $(PREFIX)/bin/sesmail. If your shell does not find it, add $(PREFIX)/bin to PATH."
 
 # Only from the command line: many a shell has a variable EMAIL of its own.
 ifeq ($(origin EMAIL),command line)

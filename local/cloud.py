@@ -84,6 +84,7 @@ class Cloud:
         smtp_port: int = 0,
         google_port: int = 0,
         directory: Path | None = None,  # logs/ and spool/; a temporary folder by default
+        host: str = HOST,  # the address that everything listens on
         timeout_floor: float = TIMEOUT_FLOOR,  # real seconds that an invocation may take at least
         faults: Faults | None = None,
     ) -> None:
@@ -96,6 +97,7 @@ class Cloud:
             **(parameters or {}),
         }
         self._ports = {"AWS": aws_port, "SMTP": smtp_port, "Google": google_port}
+        self.host = host
         self._directory = directory
         self._timeout_floor = timeout_floor
         self._injected = faults
@@ -140,14 +142,16 @@ class Cloud:
                 self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="ses-mail-"))
             )
         for name, port in self._ports.items():
-            _refuse_taken(name, port)
+            _refuse_taken(self.host, name, port)
         self._epoch = time.time()
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         logging.getLogger("moto").setLevel(logging.CRITICAL)
+        logging.getLogger("samtranslator").setLevel(logging.ERROR)  # of metrics that nobody wants
         # Throttling is in no service's model, on AWS neither.
         warnings.filterwarnings("ignore", "Exception.* does not match an error shape")
         self.google = Google(
             port=self._ports["Google"],
+            host=self.host,
             time_factor=self.factor,
             directory=self._directory / "google",
         )
@@ -165,11 +169,11 @@ class Cloud:
         self._start_pipe()
 
     def _start_aws(self) -> None:
-        server = ThreadedMotoServer(ip_address=HOST, port=self._ports["AWS"], verbose=False)
+        server = ThreadedMotoServer(ip_address=self.host, port=self._ports["AWS"], verbose=False)
         server.start()
         self._cleanup.callback(server.stop)
         port = server.get_host_and_port()[1]
-        self.aws_url = f"http://{HOST}:{port}"
+        self.aws_url = f"http://{self.host}:{port}"
         # The setting is the process's, not the server's.
         self._moto_api("config", {"stepfunctions": {"execute_state_machine": True}})
         as_before = {"stepfunctions": {"execute_state_machine": False}}
@@ -348,7 +352,7 @@ class Cloud:
         )
         self.ses.install()
         self._cleanup.callback(self.ses.uninstall)
-        server = SmtpServer(self.ses, HOST, self._ports["SMTP"])
+        server = SmtpServer(self.ses, self.host, self._ports["SMTP"])
         self._cleanup.callback(server.stop)
         server.start()
         self.smtp = server.address
@@ -580,13 +584,13 @@ def _escape(match: re.Match[str]) -> str:
     return "".join(f"_{byte:02x}" for byte in match[0].encode())
 
 
-def _refuse_taken(name: str, port: int) -> None:
+def _refuse_taken(host: str, name: str, port: int) -> None:
     """Asked before anything starts: moto would end the process on a taken port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError as error:
             raise PortTakenError(
-                f"Port {port} for {name} cannot be had on {HOST}: {error.strerror}"
+                f"Port {port} for {name} cannot be had on {host}: {error.strerror}"
             ) from error

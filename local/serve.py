@@ -6,9 +6,11 @@ import contextlib
 import fcntl
 import json
 import os
+import shlex
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,13 @@ from local import faults
 ROOT = Path(__file__).parent.parent
 DIRECTORY = ROOT / ".local"
 ENDPOINTS = DIRECTORY / "endpoints.json"
+SHELL = DIRECTORY / "shell"
+SAMPLE = ROOT / "events" / "ses-notification.json"
 
 PORTS = {"LOCAL_SMTP_PORT": 2525, "LOCAL_AWS_PORT": 4566, "LOCAL_GOOGLE_PORT": 4567}
 
 # The first one's credentials are the default ones, the others have their own parameter.
-MAILBOXES = ("anna@gmail.example", "ben@gmail.example", "carla@gmail.example")
+MAILBOXES = ("anna@gmail.com", "ben@gmail.com", "carla@gmail.com")
 RULES: tuple[tuple[str, str, str | list[str]], ...] = (
     ("anna@example.com", "forward-to-gmail", MAILBOXES[0]),
     ("ben@example.com", "forward-to-gmail", MAILBOXES[1]),
@@ -39,14 +43,11 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stopping.set())
     try:
-        smtp, aws, google = (int(os.environ.get(name, port)) for name, port in PORTS.items())
+        smtp, aws, google = (_number(name, int, 0, 65535, port) for name, port in PORTS.items())
+        factor = _number("LOCAL_TIME_FACTOR", float, 0.001, 1, 1)
+        planned = _faults()
     except ValueError as error:
-        print(f"A port is not a number: {error}", file=sys.stderr)
-        return 2
-    try:
-        planned = faults.parse(os.environ.get("LOCAL_FAULTS", ""))
-    except ValueError as error:
-        print(f"LOCAL_FAULTS: {error}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return 2
     DIRECTORY.mkdir(exist_ok=True)
     with (DIRECTORY / "lock").open("w") as lock:
@@ -56,16 +57,43 @@ def main() -> int:
             # It would take the other's certificates and logs away.
             print(f"The embedded cloud runs here already: see {ENDPOINTS}", file=sys.stderr)
             return 2
-        return _serve(smtp, aws, google, planned, stopping)
+        return _serve(smtp, aws, google, factor, planned, stopping)
+
+
+def _number(
+    name: str, kind: Callable[[str], float], least: float, most: float, default: float
+) -> Any:
+    """A number out of the environment; ValueError says which variable takes what."""
+    text = os.environ.get(name) or str(default)
+    try:
+        number = kind(text)
+    except ValueError:
+        number = None
+    if number is None or not least <= number <= most:
+        raise ValueError(f"{name}={text}: expected a number from {least} to {most}")
+    return number
+
+
+def _faults() -> list[faults.Fault]:
+    try:
+        return faults.parse(os.environ.get("LOCAL_FAULTS", ""))
+    except ValueError as error:
+        raise ValueError(f"LOCAL_FAULTS: {error}") from None
 
 
 def _serve(
-    smtp: int, aws: int, google: int, planned: list[faults.Fault], stopping: threading.Event
+    smtp: int,
+    aws: int,
+    google: int,
+    factor: float,
+    planned: list[faults.Fault],
+    stopping: threading.Event,
 ) -> int:
     print("Starting the embedded cloud …", flush=True)
-    from local.cloud import Cloud, PortTakenError  # takes seconds to import: say something first
+    # These take seconds to import: say something first.
+    from local import sam
+    from local.cloud import HOST, Cloud, PortTakenError
 
-    factor = float(os.environ.get("LOCAL_TIME_FACTOR", "0.02"))
     cloud = Cloud(
         ROOT,
         time_factor=factor,
@@ -74,13 +102,14 @@ def _serve(
         smtp_port=smtp,
         aws_port=aws,
         google_port=google,
+        host=os.environ.get("LOCAL_HOST") or HOST,
         directory=DIRECTORY,
         faults=faults.Faults(0, planned) if planned else None,
     )
     try:
         cloud.start()
     except PortTakenError as error:
-        names = ", ".join(PORTS)
+        names = ", ".join([*PORTS, "LOCAL_HOST"])
         print(f"{error}. Choose others with {names}.", file=sys.stderr)
         return 2
     with contextlib.ExitStack() as cleanup:
@@ -91,12 +120,49 @@ def _serve(
             cloud.put_rule(pattern, action, target)
         cloud.runtime.prewarm()
         bounces = cleanup.enter_context(bounce_list(cloud))
+        send_sample(cloud)
+        sam.write(cloud, DIRECTORY)
+        SHELL.write_text(shell(cloud))
+        cleanup.callback(SHELL.unlink, missing_ok=True)
         ENDPOINTS.write_text(json.dumps(endpoints(cloud, bounces), indent=2) + "\n")
         cleanup.callback(ENDPOINTS.unlink, missing_ok=True)
         print(instructions(cloud, bounces), flush=True)
         stopping.wait()
         print("\nStopping …", flush=True)
     return 0
+
+
+def send_sample(cloud: Any) -> None:
+    """The email that the sample events are about, so that they work here as they are."""
+    notification = json.loads(SAMPLE.read_text())
+    cloud.send(
+        (SAMPLE.parent / "minutes.eml").read_bytes(),
+        notification["mail"]["source"],
+        notification["receipt"]["recipients"],
+        message_id=notification["mail"]["messageId"],
+    )
+
+
+def shell(cloud: Any) -> str:
+    """Lines for a shell, after which `aws` and `sesmail` reach this cloud and nothing else."""
+    region = cloud.client("sqs").meta.region_name
+    binaries = ROOT / ".venv" / "bin"
+    to_google = {
+        "HTTPS_PROXY": cloud.google_url,
+        "REQUESTS_CA_BUNDLE": cloud.google.ca_file,
+        "HTTPLIB2_CA_CERTS": cloud.google.ca_file,
+    }
+    google = " ".join(f"{name}={shlex.quote(str(value))}" for name, value in to_google.items())
+    return f"""\
+unset AWS_PROFILE AWS_SESSION_TOKEN
+export AWS_ENDPOINT_URL={cloud.aws_url} AWS_REGION={region} AWS_DEFAULT_REGION={region}
+export AWS_ACCESS_KEY_ID=local AWS_SECRET_ACCESS_KEY=local SESMAIL_ENV={cloud.environment}
+export NO_PROXY="127.0.0.1${{NO_PROXY:+,$NO_PROXY}}" PATH="$PATH:{binaries}"
+# `aws sqs` of version 1 goes to AWS itself whatever AWS_ENDPOINT_URL says.
+aws() {{ command aws --endpoint-url "$AWS_ENDPOINT_URL" "$@"; }}
+# Google's names lead to the local Google, for this command alone.
+sesmail() {{ {google} {shlex.quote(str(binaries / "sesmail"))} "$@"; }}
+"""
 
 
 def endpoints(cloud: Any, bounces: str) -> dict[str, Any]:
@@ -144,13 +210,20 @@ def bounce_list(cloud: Any) -> Any:
 def instructions(cloud: Any, bounces: str) -> str:
     host, port = cloud.smtp
     mailbox = MAILBOXES[0]
+    clock = "Its clock is this machine's."
+    if cloud.factor != 1:
+        clock = (
+            f"One second here is {1 / cloud.factor:g} seconds there.\nIts clock runs ahead: "
+            "executions, records and logs have its time, S3, SQS and SSM this machine's."
+        )
     width = max(len(pattern) for pattern, _, _ in RULES)
+    sample = json.loads(SAMPLE.read_text())["mail"]["messageId"]
     rules = "\n".join(
         f"  {pattern:{width}}  {action}  {target if isinstance(target, str) else ', '.join(target)}"
         for pattern, action, target in RULES
     )
     return f"""
-The embedded cloud runs; one second here is {1 / cloud.factor:g} seconds there. Ctrl-C ends it.
+The embedded cloud runs. Ctrl-C ends it. {clock}
 
 Routing rules:
 {rules}
@@ -159,18 +232,21 @@ Send an email (any SMTP client will do):
   python3 -c "import smtplib; smtplib.SMTP('{host}', {port}).sendmail(
     'you@example.org', ['anna@example.com'], 'Subject: Hello\\r\\n\\r\\nHi!\\r\\n')"
 
-Point the aws CLI at it:
-  export AWS_ENDPOINT_URL={cloud.aws_url} AWS_DEFAULT_REGION={cloud.client("sqs").meta.region_name}
-  export AWS_ACCESS_KEY_ID=local AWS_SECRET_ACCESS_KEY=local
+Look at it with sesmail and aws, in another shell:
+  . {SHELL}
+  sesmail health
+  sesmail trace {sample}
   aws stepfunctions list-executions --state-machine-arn {cloud.outputs["StateMachineArn"]}
-  aws dynamodb scan --table-name {cloud.outputs["RoutingTableName"]}
+
+Run one function with a sample event (needs Docker, and `sam build` once):
+  sam local invoke RouterFunction --event events/router.json
 
 Read a mailbox, and the bounces:
   curl -H "Authorization: Bearer {cloud.google.reader_token}" \\
     {cloud.google_url}/gmail/v1/users/{mailbox}/messages
   curl {bounces}
 
-All of it as JSON: {ENDPOINTS}; the functions' logs: {DIRECTORY / "logs"}
+All of it as JSON: {ENDPOINTS}. The functions' logs: {DIRECTORY / "logs"}
 """
 
 

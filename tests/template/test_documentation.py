@@ -15,10 +15,11 @@ COMMANDS = {
     "make local": "tests/e2e/test_local.py",
     "make test": "it is what runs this test",
     "sam build": "tests/template/test_build.py",
-    "sam deploy": "needs an AWS account",
-    "sam local invoke": "needs Docker; tests/functions uses the same event",
+    "cat > parameters-test.yaml": "tests/template/test_rollback.py",
+    "sam deploy": "needs an AWS account; tests/template/test_rollback.py runs it up to that",
+    "sam local invoke": "needs Docker; tests/e2e/test_local.py runs each function as it would",
     "aws ses set-active-receipt-rule-set": "needs an AWS account, whose state it is",
-    "pipx install .": "needs pipx; `make` installs the same package, which tests/commands runs",
+    "make install": "tests/e2e/test_install.py",
     "sesmail": "tests/commands/test_documents.py",
     "aws ssm put-parameter": "tests/e2e/test_local.py",
     "aws cloudformation": "tests/template/test_setup.py",
@@ -36,8 +37,10 @@ def commands(document: str) -> list[str]:
         command = ""
         for line in block.replace("\\\n", " ").splitlines():
             command += ("\n" if command else "") + line
-            # A quoted value may go over several lines.
-            if command.count("'") % 2 == 0 and command.count('"') % 2 == 0:
+            # A here-document, or a quoted value, may go over several lines.
+            here = re.search(r"<<'(\w+)'", command)
+            open_here = here and not command.endswith(f"\n{here[1]}")
+            if not open_here and command.count("'") % 2 == 0 and command.count('"') % 2 == 0:
                 found += [command] if command.strip() else []
                 command = ""
     return found

@@ -59,7 +59,7 @@ def test_a_port_that_is_no_number(start):
     process = start(LOCAL_SMTP_PORT="smtp")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert "not a number" in errors
+    assert "LOCAL_SMTP_PORT=smtp: expected a number" in errors
 
 
 def test_a_fault_that_there_is_not(start):
