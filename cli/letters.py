@@ -15,6 +15,7 @@ from ses_mail.errors import InvalidNotificationError
 from ses_mail.notification import Notification
 
 from .history import error_message
+from .output import iso
 from .session import INPUT_QUEUE, Session
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Letter:
             "error": self.error,
             "cause": self.cause,
             "recipients": self.recipients,
-            "sent": self.sent.isoformat(timespec="seconds"),
+            "sent": iso(self.sent),
             "receives": self.receives,
             "attributes": self.attributes,
             "letter": self.body or self.text,

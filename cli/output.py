@@ -1,52 +1,198 @@
-"""What a command prints: tables for people, JSON for machines, questions before harm is done."""
+"""What a command prints: tables for people and for pipes, JSON for machines, questions before harm
+is done.
+
+A pipe gets one line per row, its cells apart by a tab, nothing cut, folded or coloured; the first
+line names the columns. In a terminal nothing breaks inside a word, so that ids, addresses and
+commands can be copied; a table too wide for the terminal shows each row as a block of lines.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+from ses_mail import clock
 
 from .errors import InvalidInputError
 
+_GAP = 2  # between columns
+# Ages are rounded down to the largest unit of which there are two.
+_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+
 
 def console() -> Console:
-    """Standard output; made anew each time, since tests and pipes replace it."""
-    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    """Standard output; opened again each time, since tests and pipes replace it.
+
+    It folds nothing: a terminal wraps what is too long, and a selection of it stays whole.
+    """
+    return Console(soft_wrap=True, highlight=False)
+
+
+def is_terminal() -> bool:
+    """Whether a person reads the answer, not a pipe or a file."""
+    return sys.stdout.isatty()
+
+
+# -- times -----------------------------------------------------------------------------------------
+
+
+def when(at: Any) -> str:
+    """A time for people, in UTC with its age: `2026-11-24 10:00:05Z (3 h ago)`.
+
+    Takes the RFC 3339 text of tables and letters too; what is not a time is shown as it is.
+    """
+    if isinstance(at, str) and (seconds := clock.parse(at)) is not None:
+        at = datetime.fromtimestamp(seconds, UTC)
+    if not isinstance(at, datetime):
+        return cell(at)
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z ({age(at)})"
+
+
+def age(at: datetime) -> str:
+    """How long ago a time is, or in how long it comes: `42 s ago`, `3 h ago`, `in 5 d`."""
+    seconds = int(clock.now() - at.timestamp())
+    if seconds == 0:
+        return "now"
+    unit, size = next((u, size) for u, size in _UNITS if abs(seconds) >= 2 * size or size == 1)
+    number = abs(seconds) // size
+    return f"{number} {unit} ago" if seconds > 0 else f"in {number} {unit}"
+
+
+def iso(at: datetime | None) -> str | None:
+    """A time for machines: `2026-11-24T10:00:05Z`."""
+    return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}" if at else None
+
+
+# -- answers ---------------------------------------------------------------------------------------
 
 
 def show_json(value: Any) -> None:
-    """One JSON document; what JSON does not know (times, decimals) becomes text."""
-    print(json.dumps(value, indent=2, default=str, ensure_ascii=False))  # noqa: T201
+    """One JSON document; times are RFC 3339 in UTC."""
+    print(json.dumps(value, indent=2, default=_json, ensure_ascii=False))  # noqa: T201
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return iso(value)
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=str)
+    return str(value)
 
 
 def show_table(
-    columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str = "Nothing."
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    empty: str = "Nothing.",
+    folding: Collection[str] = (),
 ) -> None:
-    """A table whose cells are plain text: `[x]` in a subject is no markup."""
-    listed = list(rows)
+    """A table whose cells are plain text: neither markup nor a control character has an effect.
+
+    In a terminal the columns named in `folding` (sentences, lists, subjects) may fold between
+    words, the others never do. `empty` is said if there is no row, out of a pipe's way.
+    """
+    listed = [[cell(value) for value in row] for row in rows]
     if not listed:
-        console().print(empty, markup=False)
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in listed:
-        table.add_row(*(Text(_cell(value)) for value in row))
-    console().print(table)
+        say(empty)
+    elif not is_terminal():
+        for row in [columns, *listed]:
+            _line("\t".join(row))
+    elif widths := _widths(columns, listed, folding, console().width):
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+        for column, width in zip(columns, widths, strict=True):
+            table.add_column(column, width=width, no_wrap=column not in folding)
+        for row in listed:
+            table.add_row(*map(Text, row))
+        # Its lines are as wide as they must be, whatever Rich thinks of the terminal.
+        Console(highlight=False, width=sum(widths) + _GAP * len(widths)).print(table)
+    else:
+        _show_blocks(columns, listed)
+
+
+def _widths(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], folding: Collection[str], room: int
+) -> list[int]:
+    """Widths of columns that fit into the terminal without breaking a word; none if there are
+    none."""
+    widths, least = [], []
+    for number, column in enumerate(columns):
+        cells = [column, *(row[number] for row in rows)]
+        widths.append(max(map(cell_len, cells)))
+        words = [word for text in cells for word in text.split()]
+        least.append(max(map(cell_len, words)) if column in folding else widths[-1])
+    room -= _GAP * (len(columns) - 1)
+    if sum(least) > room:
+        return []
+    while sum(widths) > room:
+        foldable = [n for n, width in enumerate(widths) if width > least[n]]
+        widths[max(foldable, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def _show_blocks(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    for number, row in enumerate(rows):
+        if number:
+            _line("")
+        _show_pairs(list(zip(columns, row, strict=True)))
 
 
 def show_fields(fields: Mapping[str, Any]) -> None:
-    """Names and values, one pair a line."""
-    width = max(map(len, fields), default=0)
-    for name, value in fields.items():
-        console().print(f"{name:{width}}  {_cell(value)}", markup=False)
+    """Names and values, one pair a line; to a pipe with a tab between them."""
+    pairs = [(name, cell(value)) for name, value in fields.items()]
+    if is_terminal():
+        _show_pairs(pairs)
+    else:
+        for pair in pairs:
+            _line("\t".join(pair))
+
+
+def _show_pairs(pairs: Sequence[tuple[str, str]]) -> None:
+    """In a terminal: values fold between words, under themselves."""
+    label = max((cell_len(name) for name, _ in pairs), default=0) + _GAP
+    room = console().width - label
+    for name, value in pairs:
+        lines = _folded(value, room)
+        if any(cell_len(line) > room for line in lines):
+            # A word as long as an id wants a line of its own, from the left edge.
+            _line(name)
+            for line in _folded(value, console().width):
+                _line(line)
+            continue
+        for number, line in enumerate(lines):
+            _line(f"{'' if number else name:{label}}{line}".rstrip())
+
+
+def _folded(text: str, room: int) -> list[str]:
+    """Lines of whole words; only a word that is wider than the room is alone on its line."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and cell_len(lines[-1]) + 1 + cell_len(word) <= room:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines or [""]
+
+
+def show_text(text: str) -> None:
+    """A sentence of the answer; in a terminal it folds between words."""
+    for line in _folded(_plain(text), console().width) if is_terminal() else [_plain(text)]:
+        _line(line)
+
+
+def _line(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
 
 
 def say(text: str) -> None:
@@ -79,11 +225,20 @@ def progress(quiet: bool) -> Progress:
     )
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value as one line of plain text for people."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, list | tuple | set):
-        return ", ".join(map(str, value))
-    return str(value)
+    if isinstance(value, datetime):
+        return when(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        return ", ".join(map(cell, value))
+    return _plain(str(value))
+
+
+def _plain(text: str) -> str:
+    """Without what could break a line, move a terminal's cursor or not be encoded."""
+    encodable = text.encode("utf-8", "replace").decode("utf-8")
+    return "".join(c if c.isprintable() else " " for c in encodable)

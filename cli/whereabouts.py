@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from ses_mail import delivery_keys
@@ -15,6 +15,7 @@ from ses_mail.routing import PARK
 from .emails import Email, recorded
 from .history import Delivery, Story, Task, longest_wait
 from .letters import Dlq, Letter
+from .output import when
 
 
 @dataclass(frozen=True)
@@ -246,4 +247,4 @@ def _keeps(email: Email) -> str:
 
 
 def _time(at: datetime | None) -> str:
-    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z" if at else "an unknown time"
+    return when(at) or "an unknown time"

@@ -16,7 +16,7 @@ from ses_mail.notification import message_id_of
 from .. import automation
 from ..errors import CheckFailedError, InvalidInputError
 from ..letters import Dlq, Letter, held, peek, send_back
-from ..output import confirm, console, progress, say, show_fields, show_json, show_table
+from ..output import confirm, console, iso, progress, say, show_fields, show_json, show_table, when
 from ..session import INPUT_QUEUE, Session
 
 QueueArgument = Annotated[Dlq, typer.Argument(help="Whose letters: input, forwarder or bouncer.")]
@@ -58,11 +58,12 @@ def list_queues(
                 row["name"],
                 row["visible"],
                 row["in_flight"],
-                row["oldest"],
+                when(row["oldest"]),
                 [f"{error} {count}" for error, count in row["errors"].items()],
             )
             for row in rows
         ],
+        folding=("errors",),
     )
 
 
@@ -75,7 +76,7 @@ def _summary(session: Session, queue: Dlq, limit: int) -> dict[str, Any]:
         "visible": visible,
         "in_flight": in_flight,
         "looked_at": len(letters),
-        "oldest": letters[0].sent.isoformat(timespec="seconds") if letters else None,
+        "oldest": iso(letters[0].sent) if letters else None,
         "errors": dict(Counter(letter.error or "no reason" for letter in letters).most_common()),
     }
 
@@ -124,7 +125,6 @@ def _fits(letter: Letter, message_id: str | None, error: str | None) -> bool:
 
 def _show(letter: Letter) -> None:
     failure = letter.failure
-    age = datetime.now(UTC) - letter.sent
     show_fields(
         {
             "queue": letter.queue,
@@ -136,8 +136,7 @@ def _show(letter: Letter) -> None:
             "rule": failure.get("matchedRule"),
             "error": letter.error or "none told (SNS or the pipe put it here)",
             "cause": printable(letter.cause),
-            "when": failure.get("at") or letter.sent.isoformat(timespec="seconds"),
-            "age": str(age).partition(".")[0],
+            "when": when(failure.get("at") or letter.sent),
             "execution": failure.get("executionArn"),
         }
     )
@@ -294,10 +293,11 @@ def _list(letters: Sequence[Letter]) -> None:
                 x.message_id,
                 [printable(r) for r in x.recipients],
                 x.error,
-                x.sent.isoformat(timespec="seconds"),
+                when(x.sent),
             )
             for x in letters
         ],
+        folding=("recipients",),
     )
 
 

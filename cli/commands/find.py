@@ -22,7 +22,7 @@ from ses_mail.stored_email import StoredEmail
 
 from .. import emails
 from ..errors import InvalidInputError
-from ..output import progress, show_json, show_table
+from ..output import progress, show_json, show_table, when
 from ..session import Session
 
 # Nearly all headers fit; of others the rest is read too.
@@ -103,8 +103,8 @@ def find(
     if session.as_json:
         show_json(
             {
-                "since": begin.isoformat(timespec="seconds"),
-                "until": end.isoformat(timespec="seconds"),
+                "since": begin,
+                "until": end,
                 "candidates": len(candidates),
                 "emails": [_as_json(email) for email in found],
             }
@@ -112,11 +112,9 @@ def find(
         return
     show_table(
         ("message id", "date", "from", "to", "subject", "bytes"),
-        [
-            (e.message_id, f"{e.date:%Y-%m-%d %H:%M}", e.sender, e.to, e.subject, e.size)
-            for e in found
-        ],
-        empty=f"None of {len(candidates)} emails since {begin:%Y-%m-%d %H:%M} matches.",
+        [(e.message_id, when(e.date), e.sender, e.to, e.subject, e.size) for e in found],
+        empty=f"None of {len(candidates)} emails since {when(begin)} matches.",
+        folding=("from", "to", "subject"),
     )
 
 
@@ -238,7 +236,7 @@ def _within(wanted: str | None, texts: Sequence[str]) -> bool:
 def _as_json(email: Found) -> dict[str, Any]:
     return {
         "message_id": email.message_id,
-        "date": email.date.isoformat(timespec="seconds"),
+        "date": email.date,
         "from": email.sender,
         "to": email.to,
         "subject": email.subject,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, timedelta
+from datetime import timedelta
 from typing import Annotated
 
 import typer
@@ -59,5 +59,5 @@ def _show(session: Session, wanted: str) -> None:
         # The first email that waits came when the pipe stopped, or later.
         keeps = timedelta(seconds=int(attributes["MessageRetentionPeriod"]))
         until = described["LastModifiedTime"] + keeps
-        answer["mail_keeps_until"] = until.astimezone(UTC).isoformat(timespec="seconds")
+        answer["mail_keeps_until"] = until
     show_json(answer) if session.as_json else show_fields(answer)

@@ -14,7 +14,7 @@ from ses_mail.errors import printable
 
 from .. import rule_check, rule_table, rules
 from ..errors import ChangedMeanwhileError, CheckFailedError, InvalidInputError
-from ..output import confirm, progress, say, show_fields, show_json, show_table
+from ..output import confirm, progress, say, show_fields, show_json, show_table, when
 from ..session import Session
 
 if TYPE_CHECKING:
@@ -55,10 +55,11 @@ def list_rules(
     show_table(
         ["pattern", "action", "targets", "enabled", "description"],
         [
-            [_note(r[name]) for name in ("pattern", "action", "targets", "enabled", "description")]
+            [r[name] for name in ("pattern", "action", "targets", "enabled", "description")]
             for r in shown
         ],
         empty="No rules.",
+        folding=("targets", "description"),
     )
     if malformed := [r["pattern"] for r in shown if r["problem"]]:
         say(f"Malformed: {', '.join(malformed)}. See sesmail routes check.")
@@ -75,15 +76,19 @@ def show(context: typer.Context, pattern: Pattern) -> None:
     session: Session = context.obj
     item = rule_table.find(session, pattern)
     history = item.get("history")
-    entries = history if isinstance(history, list) else []
+    # A person with the console may have put anything there.
+    entries = [e for e in history if isinstance(e, dict)] if isinstance(history, list) else []
     answer = rules.described(item)
     if session.as_json:
         show_json(answer | {"history": entries})
         return
-    show_fields(answer | {"description": _note(answer["description"])})
+    times = {name: when(answer[name]) for name in ("created_at", "updated_at")}
+    show_fields(answer | times)
     if entries:
         show_table(
-            ["at", "by", "change"], [[e["at"], e["by"], _note(e["change"])] for e in entries]
+            ["at", "by", "change"],
+            [[when(e.get("at")), e.get("by"), e.get("change")] for e in entries],
+            folding=("change",),
         )
 
 
@@ -218,8 +223,9 @@ def import_rules(
     if not session.as_json:
         show_table(
             ["pattern", "change"],
-            [[step.pattern, _note(step.change)] for step in steps],
+            [[step.pattern, step.change] for step in steps],
             empty="Nothing to do: the table has these rules.",
+            folding=("change",),
         )
     if steps and not dry_run:
         removed = sum(step.rule is None for step in steps)
@@ -308,8 +314,9 @@ def check(context: typer.Context) -> None:
     else:
         show_table(
             ["pattern", "severity", "problem", "advice"],
-            [[f.pattern, f.severity, printable(f.problem), f.advice] for f in found],
+            [[f.pattern, f.severity, f.problem, f.advice] for f in found],
             empty="All is well.",
+            folding=("problem", "advice"),
         )
     if any(finding.severity == rule_check.DEFECT for finding in found):
         raise typer.Exit(CheckFailedError.exit_code)
@@ -377,7 +384,7 @@ def _show_change(session: Session, item: dict[str, Any], change: str) -> None:
     if session.as_json:
         show_json({"change": change or None, "rule": rules.described(item)})
     else:
-        show_fields({"rule": _sentence(item), "change": _note(change) or "none, it is so already"})
+        show_fields({"rule": _sentence(item), "change": change or "none, it is so already"})
 
 
 def _usable(item: dict[str, Any]) -> str:
@@ -431,10 +438,3 @@ def _sentence(item: dict[str, Any]) -> str:
     rule = rules.described(item)
     targets = ", ".join(map(str, rule["targets"]))
     return printable(f"{rule['pattern']} {rule['action']} {targets}".rstrip())
-
-
-def _note(value: Any) -> Any:
-    """What anybody may have written by hand, fit for a terminal."""
-    if isinstance(value, list):
-        return [_note(part) for part in value]
-    return value if value is None or isinstance(value, bool) else printable(str(value))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +11,7 @@ from .. import emails
 from ..emails import Email
 from ..errors import NotFoundError
 from ..history import Delivery, Story
-from ..output import console, say, show_fields, show_json, show_table
+from ..output import console, iso, say, show_fields, show_json, show_table, when
 from ..session import Session
 from ..whereabouts import Place, places, stale
 
@@ -47,7 +46,7 @@ def trace(
         _show(email, found)
     if email.listed_since:
         say(
-            f"Executions that started before {email.listed_since.isoformat(timespec='seconds')} "
+            f"Executions that started before {when(email.listed_since)} "
             "were not searched for redrives that left no record: raise --pages."
         )
 
@@ -69,17 +68,18 @@ def _show(email: Email, found: list[Place]) -> None:
             {
                 "execution": story.name,
                 "status": " ".join(filter(None, (story.status, story.error))),
-                "started": _time(story.started),
-                "stopped": _time(story.stopped),
+                "started": when(story.started),
+                "stopped": when(story.stopped),
                 **({"redrive": _redrive(story)} if story.redrive else {}),
             }
         )
         show_table(
             ("at", "delivery", "state", ""),
             [
-                (_time(s.at), "" if s.iteration is None else s.iteration + 1, s.state, s.what)
+                (when(s.at), "" if s.iteration is None else s.iteration + 1, s.state, s.what)
                 for s in story.steps
             ],
+            folding=("",),
         )
         show_table(
             ("delivery", "recipients", "rule", "reason", "action", "target", "attempts", "outcome"),
@@ -97,13 +97,14 @@ def _show(email: Email, found: list[Place]) -> None:
                 for number, d in enumerate(story.deliveries, 1)
             ],
             empty="No delivery yet.",
+            folding=("recipients", "rule", "reason", "outcome"),
         )
     console().print()
     if email.records:
         show_table(
             ("record", "state", "updated", "result"),
             [
-                (key, r.get("delivery_state"), r.get("updated_at"), r.get("result_id"))
+                (key, r.get("delivery_state"), when(r.get("updated_at")), r.get("result_id"))
                 for key, r in email.records.items()
             ],
         )
@@ -113,7 +114,7 @@ def _show(email: Email, found: list[Place]) -> None:
             "stored": f"s3://{stored.bucket}/{stored.key}, {stored.size} bytes"
             if stored
             else "no, the object is gone",
-            "expires": _time(stored.expires) if stored and stored.expires else "not told by S3",
+            "expires": when(stored.expires) if stored and stored.expires else "not told by S3",
         }
     )
 
@@ -129,8 +130,8 @@ def _document(email: Email, found: list[Place]) -> dict[str, Any]:
                 "arn": story.arn,
                 "status": story.status,
                 "error": story.error,
-                "started": _time(story.started),
-                "stopped": _time(story.stopped),
+                "started": iso(story.started),
+                "stopped": iso(story.stopped),
                 "redrive": story.redrive,
                 "verdict": story.verdict,
                 "recipients": story.recipients,
@@ -140,7 +141,7 @@ def _document(email: Email, found: list[Place]) -> dict[str, Any]:
                         "state": task.state,
                         "delivery": task.iteration,
                         "attempts": [
-                            {**vars(a), "started": _time(a.started), "ended": _time(a.ended)}
+                            {**vars(a), "started": iso(a.started), "ended": iso(a.ended)}
                             for a in task.attempts
                         ],
                     }
@@ -157,18 +158,18 @@ def _document(email: Email, found: list[Place]) -> dict[str, Any]:
             "bucket": stored.bucket,
             "key": stored.key,
             "size": stored.size,
-            "since": _time(stored.since),
-            "expires": _time(stored.expires),
+            "since": iso(stored.since),
+            "expires": iso(stored.expires),
         }
         if stored
         else None,
-        "listed_since": _time(email.listed_since),
+        "listed_since": iso(email.listed_since),
     }
 
 
 def _delivery(delivery: Delivery) -> dict[str, Any]:
     told = {name: value for name, value in vars(delivery).items() if name != "tasks"}
-    return {**told, "at": _time(delivery.at), "attempts": _attempts(delivery)}
+    return {**told, "at": iso(delivery.at), "attempts": _attempts(delivery)}
 
 
 def _attempts(delivery: Delivery) -> int:
@@ -177,7 +178,3 @@ def _attempts(delivery: Delivery) -> int:
 
 def _redrive(story: Story) -> str:
     return ", ".join(f"{name} {value}" for name, value in story.redrive.items())
-
-
-def _time(at: datetime | None) -> str | None:
-    return at.isoformat(timespec="seconds") if at else None

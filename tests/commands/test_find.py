@@ -45,7 +45,7 @@ def test_by_sender_recipient_and_subject(post: Post, sesmail: Sesmail) -> None:
     shown = sesmail("find --from findme").out
     assert "Férias em grupo" in shown
     assert first in shown
-    assert "None of " in sesmail("find --from nobody-at-all").out
+    assert "None of " in sesmail("find --from nobody-at-all").err
 
 
 def test_an_envelope_recipient_that_no_header_names(post: Post, sesmail: Sesmail) -> None:

@@ -109,7 +109,7 @@ def test_what_is_no_rule_is_refused(cloud: Cloud, sesmail: Sesmail, line: str) -
 
 
 def test_list(cloud: Cloud, sesmail: Sesmail) -> None:
-    assert "No rules." in sesmail("routes list").out
+    assert "No rules." in sesmail("routes list").err
     sesmail(f"routes add b@x.example forward-to-gmail {ANNA} {BEN} --description 'To [bold]both'")
     sesmail("routes add '*' bounce")
     sesmail("routes add '*@x.example' store --disabled")
@@ -359,7 +359,7 @@ def test_import_shows_asks_and_writes(cloud: Cloud, sesmail: Sesmail, tmp_path: 
     assert (held["other@x.example"]["description"], held["*"]["enabled"]) == ("", False)
     assert len(held["other@x.example"]["history"]) == 2
     assert held["same@x.example"] in before
-    assert "Nothing to do" in sesmail(f"routes import {file} --yes --replace").out
+    assert "Nothing to do" in sesmail(f"routes import {file} --yes --replace").err
 
 
 def test_import_reads_standard_input(
@@ -457,7 +457,7 @@ def test_check(cloud: Cloud, sesmail: Sesmail) -> None:
         if parameter["Name"].startswith("/ses-mail/test/gmail-token"):
             ssm.delete_parameter(Name=parameter["Name"])
     sesmail("routes add '*' bounce")
-    assert "All is well." in sesmail("routes check").out
+    assert "All is well." in sesmail("routes check").err
     sesmail("routes add known@example.com bounce")
     (note,) = sesmail("routes check --json").json
     assert note == {

@@ -92,7 +92,7 @@ def test_a_token_for_a_mailbox(cloud: Cloud, sesmail: Sesmail, tmp_path: Path) -
     assert parameters(cloud) == {f"{PREFIX}anna_40token.example": fields}
     assert_silent(ran, fields)
     again = sesmail(f"token set --mailbox {ANNA} --file {file}")
-    assert re.search(r"^version +2$", again.out, re.MULTILINE)
+    assert re.search(r"^version\t2$", again.out, re.MULTILINE)
     assert_silent(again, fields)
 
 
