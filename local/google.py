@@ -8,7 +8,6 @@ the real Google.
 
 import base64
 import contextlib
-import datetime
 import email.message
 import email.utils
 import hashlib
@@ -32,11 +31,10 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
-from cryptography import x509
+import trustme
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 GMAIL = "gmail.googleapis.com"
 OAUTH = "oauth2.googleapis.com"
@@ -66,17 +64,17 @@ STATUS_NAMES = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
-REQUEST_KINDS = ("token", "start", "chunk", "last_chunk", "status", "import", "list", "get")
+REQUEST_KINDS = ("token", "start", "chunk", "last_chunk", "status", "list", "get")
 
 
 @dataclass
 class Fault:
     """One rule of misbehaviour, used up after `times` requests.
 
-    `on` is a request kind; "chunk" takes the last chunk too, "import" is a media or multipart
-    upload. `when`: "before" the server does its work, "after" it (the answer is lost), or "mid":
-    half of a chunk, cut to 256 KiB, is kept. `kind`: answer `status` (with `reason`, or HTML, or
-    `body`; 404 and 410 also end the session), "reset" the connection, "hang" for `seconds`
+    `on` is a request kind; "chunk" takes the last chunk too. `when`: "before" the server does its
+    work, "after" it (the answer is lost), or "mid": half of a chunk, cut to 256 KiB, is kept.
+    `kind`: answer `status` (with `reason`, or HTML, or `body`; 404 and 410 also end the session),
+    "reset" the connection, "hang" for `seconds`
     (0 = until the server stops) and drop it, or answer "slow", `seconds` late.
     `times=None` = always.
     """
@@ -265,20 +263,6 @@ def _require_rfc822(content_type: str) -> None:
     if not content_type.startswith("message/"):
         text = f"Media type '{content_type}' is not supported. Valid media types: [message/*]"
         raise _RefusedError(_gmail_error(400, "badContent", text))
-
-
-def _split_related(content_type: str, body: bytes) -> tuple[bytes, bytes]:
-    """Cut a multipart/related upload into its JSON and its email, without touching a byte."""
-    header = email.message.Message()
-    header["Content-Type"] = content_type
-    parts = (b"\n" + body).split(b"\n--" + str(header.get_boundary()).encode())
-    if header.get_content_type() != "multipart/related" or len(parts) != 4:
-        raise _RefusedError(_gmail_error(400, "badContent", "Malformed multipart body."))
-    contents = []
-    for part in parts[1:3]:
-        eol = b"\r\n" if part.startswith(b"\r\n") else b"\n"
-        contents.append(part.partition(eol + eol)[2].removesuffix(b"\r" if eol == b"\r\n" else b""))
-    return contents[0], contents[1]
 
 
 class Google:
@@ -827,66 +811,10 @@ def _insufficient_scopes() -> _Answer:
 
 def _certify(directory: Path) -> ssl.SSLContext:
     """Make a throw-away authority and a server certificate; only the CA's certificate is left."""
-    now = datetime.datetime.now(datetime.UTC)
-
-    def certificate(
-        name: str,
-        key: ec.EllipticCurvePrivateKey,
-        issuer: str,
-        issuer_key: ec.EllipticCurvePrivateKey,
-        *extensions: tuple[x509.ExtensionType, bool],
-    ) -> bytes:
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=365))
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), False
-            )
-        )
-        for extension, critical in extensions:
-            builder = builder.add_extension(extension, critical)
-        return builder.sign(issuer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-    # Python 3.13 checks strictly: a CA without key usage and identifiers is refused.
-    sign_only = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
-    ca_name, ca_key = "ses-mail local CA", ec.generate_private_key(ec.SECP256R1())
-    key = ec.generate_private_key(ec.SECP256R1())
-    (directory / "google-ca.pem").write_bytes(
-        certificate(
-            ca_name,
-            ca_key,
-            ca_name,
-            ca_key,
-            (x509.BasicConstraints(ca=True, path_length=0), True),
-            (sign_only, True),
-        )
-    )
-    server = certificate(
-        GMAIL,
-        key,
-        ca_name,
-        ca_key,
-        (x509.SubjectAlternativeName([x509.DNSName(h) for h in HOSTS]), False),
-        (x509.BasicConstraints(ca=False, path_length=None), True),
-    )
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(directory / "google-ca.pem")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    with tempfile.NamedTemporaryFile(dir=directory, suffix=".pem") as chain:
-        chain.write(server)
-        chain.write(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
-        chain.flush()
-        context.load_cert_chain(chain.name)
+    authority.issue_cert(*HOSTS).configure_cert(context)
     return context
 
 
@@ -1136,28 +1064,11 @@ class _Handler(BaseHTTPRequestHandler):
             place = f"{scheme}://{host}{self.path}&upload_id={secret}"
             return _Answer(200, {"Location": place, "X-GUploader-UploadID": secret})
 
-        def at_once() -> _Answer:
-            mailbox = google.authorize(user, self.authorization, SCOPE_INSERT)
-            content_type = self.headers.get("Content-Type", "")
-            if self._unread > LARGEST_MESSAGE:
-                raise _RefusedError(_gmail_error(413, "uploadTooLarge", "Request is too large."))
-            body = self._read_body()
-            labels: tuple[str, ...] = ()
-            if upload_type == "multipart":
-                metadata, raw = _split_related(content_type, body.read())
-                labels = _labels(metadata)
-                body = google.spool()
-                body.write(raw)
-            else:
-                _require_rfc822(content_type)
-            return _imported(google.store(mailbox, labels, parameters, body))
-
-        mailbox = google.resolve(user, self.authorization)
-        if upload_type == "resumable":
-            return self._with_fault("start", mailbox, start)
-        if upload_type in ("media", "multipart"):
-            return self._with_fault("import", mailbox, at_once)
-        raise _RefusedError(_gmail_error(400, "badRequest", f"Unknown uploadType: {upload_type}"))
+        if upload_type != "resumable":
+            # The product never makes the other kinds: a lost answer of theirs means a second copy.
+            text = f"uploadType={upload_type} is not served here"
+            raise _RefusedError(_gmail_error(400, "badRequest", text))
+        return self._with_fault("start", google.resolve(user, self.authorization), start)
 
     def _put(self) -> _Answer:
         """Take a chunk, or answer a status request (`Content-Range: bytes */N`)."""
