@@ -57,7 +57,8 @@ class Automation:
     """Documents of one `aws:executeScript` step with parameters of type String.
 
     `surroundings` and `libraries` are as for the functions; `statements(arn)` are those of the role
-    that a document assumes. A script may take `floor` real seconds at least.
+    that a document assumes, `policies` those of resources. A script may take `floor` real seconds
+    at least.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Automation:
         client: Callable[[str], Any],
         statements: Callable[[str], Sequence[Mapping[str, Any]]],
         *,
+        policies: Mapping[str, Sequence[Mapping[str, Any]]],
         surroundings: Mapping[str, str],
         libraries: Sequence[Path],
         epoch: float,
@@ -76,6 +78,7 @@ class Automation:
         self.executions: dict[str, Execution] = {}
         self._client = client
         self._statements = statements
+        self._policies = policies
         self._surroundings = surroundings
         self._libraries = libraries
         self._epoch = epoch
@@ -218,6 +221,7 @@ class Automation:
             memory=512,
             log_group="/aws/ssm/automation/executeScript",
             statements=self._statements(content["assumeRole"]),
+            policies=self._policies,
             own_clock=True,
         )
         return Runtime(

@@ -231,14 +231,11 @@ class Cloud:
         self._cleanup.callback(patches.undo)
 
     def _start_automation(self) -> None:
-        roles = {
-            self.stack.attribute(logical_id, "Arn"): {"Fn::GetAtt": [logical_id, "Arn"]}
-            for logical_id in self.stack.of_type("AWS::IAM::Role")
-        }
         assert self._directory
         self.automation = Automation(
             self.client,
-            lambda arn: self.stack.statements(roles[arn]),
+            self.stack.access.statements,
+            policies=self.stack.access.policies,
             surroundings=self.runtime.surroundings,
             libraries=self.runtime.libraries,
             epoch=self._epoch,
@@ -252,7 +249,6 @@ class Cloud:
 
     def _function(self, logical_id: str, layers: Mapping[str, Path]) -> Function:
         properties = self.stack.properties(logical_id)
-        resource = self.stack.resources[logical_id]
         name = properties["FunctionName"]
         return Function(
             name=name,
@@ -267,7 +263,9 @@ class Cloud:
             timeout=int(properties["Timeout"]),
             memory=int(properties["MemorySize"]),
             log_group=properties.get("LoggingConfig", {}).get("LogGroup", f"/aws/lambda/{name}"),
-            statements=self.stack.statements(resource["Properties"]["Role"]),
+            statements=self.stack.access.statements(properties["Role"]),
+            policies=self.stack.access.policies,
+            documents=self.stack.access.documents,
         )
 
     def _surroundings(self) -> dict[str, str]:
@@ -290,10 +288,7 @@ class Cloud:
 
     def _start_state_machine(self) -> None:
         (logical_id,) = self.stack.of_type("AWS::StepFunctions::StateMachine")
-        role = iam.Role(
-            logical_id,
-            self.stack.statements(self.stack.resources[logical_id]["Properties"]["RoleArn"]),
-        )
+        role = self.stack.access.role(self.stack.properties(logical_id)["RoleArn"])
         interpreter = Interpreter(
             self.factor,
             self.now,

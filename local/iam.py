@@ -1,17 +1,18 @@
 """IAM, as far as a missing permission is concerned: the role in the template decides what may be
-called.
+called, together with the policies of buckets, queues and topics.
 
-Conditions of statements are ignored, and there are no resource policies, boundaries or session
-policies. Used in the worker processes and by the state machine; imports nothing of this project,
-because a worker sees none of it.
+There are no boundaries or session policies. Used in the worker processes and by the state machine;
+imports only policy.py of this project, because a worker sees nothing else of it.
 """
 
-import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from local.policy import Request, Statement, decide
 
 ACCOUNT = "123456789012"
 REGION = "ap-southeast-2"
+PASSED_TO = "ssm.amazonaws.com"  # of iam:PassRole
 
 # (IAM action, resource ARN) pairs that a call needs; all of them must be allowed.
 Needs = list[tuple[str, str]]
@@ -61,7 +62,6 @@ def _automation(params: Mapping[str, Any]) -> Needs:
         f"document/{params['DocumentName']}",
         "automation-execution/00000000-0000-0000-0000-000000000000",
     )
-    # iam:PassRole too, on the role that the document assumes: not checked here.
     return [("ssm:StartAutomationExecution", _arn("ssm", name)) for name in resources]
 
 
@@ -118,21 +118,41 @@ CALLS: dict[tuple[str, str], Callable[[Mapping[str, Any]], Needs]] = {
 
 
 class Role:
-    """The statements of one role, with every intrinsic function of the template resolved."""
+    """The statements of one role, with every intrinsic function of the template resolved.
 
-    def __init__(self, name: str, statements: Sequence[Mapping[str, Any]]) -> None:
+    `policies` are those of resources of the account, by ARN; `documents` names the role that each
+    automation document runs under.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        statements: Sequence[Statement],
+        policies: Mapping[str, Sequence[Statement]] | None = None,
+        documents: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self._statements = statements
+        self._policies = policies or {}
+        self._documents = documents or {}
 
-    def allows(self, action: str, resource: str) -> bool:
-        """Whether some statement allows and none denies; names may hold `*` and `?`."""
-        effects = {
-            statement["Effect"]
-            for statement in self._statements
-            if _matches(action.lower(), _list(statement["Action"]), str.lower)
-            and _matches(resource, _list(statement["Resource"]), str)
-        }
-        return effects == {"Allow"}
+    def allows(self, action: str, resource: str, context: Mapping[str, str] | None = None) -> bool:
+        """Whether the role or the resource's own policy allows, and neither denies: within one
+        account either is enough."""
+        request = Request(
+            ("AWS", f"arn:aws:iam::{ACCOUNT}:role/{self.name}"),
+            action,
+            resource,
+            {"aws:RequestedRegion": REGION, "aws:SecureTransport": "true", **(context or {})},
+        )
+        of_resource = [
+            statement
+            for arn, statements in self._policies.items()
+            if resource == arn or resource.startswith(f"{arn}/")
+            for statement in statements
+        ]
+        decisions = {decide(self._statements, request), decide(of_resource, request)}
+        return "Allow" in decisions and "Deny" not in decisions
 
     def missing(self, service: str, operation: str, params: Mapping[str, Any]) -> str | None:
         """The first right that the call lacks, as a sentence, or None.
@@ -146,12 +166,20 @@ class Role:
             )
         for action, resource in needs(params):
             if not self.allows(action, resource):
-                return (
-                    f"User: arn:aws:sts::{ACCOUNT}:assumed-role/{self.name} is not authorized to "
-                    f"perform: {action} on resource: {resource} because no identity-based policy "
-                    f"allows the {action} action"
-                )
+                return self._refusal(action, resource)
+        if operation == "StartAutomationExecution":
+            # Whoever starts a document hands over the role that it runs under.
+            passed = self._documents[params["DocumentName"]]
+            if not self.allows("iam:PassRole", passed, {"iam:PassedToService": PASSED_TO}):
+                return self._refusal("iam:PassRole", passed)
         return None
+
+    def _refusal(self, action: str, resource: str) -> str:
+        return (
+            f"User: arn:aws:sts::{ACCOUNT}:assumed-role/{self.name} is not authorized to "
+            f"perform: {action} on resource: {resource} because no identity-based policy "
+            f"allows the {action} action"
+        )
 
     def check(self, service: str, operation: str, params: Mapping[str, Any]) -> None:
         """Raises the ClientError that AWS answers if the role lacks a right for the call."""
@@ -196,12 +224,3 @@ def _error(code: str, message: str, status: int) -> Any:
         "Error": {"Code": code, "Message": message},
         "ResponseMetadata": {"HTTPStatusCode": status, "RequestId": "local", "RetryAttempts": 0},
     }
-
-
-def _list(value: Any) -> list[str]:
-    return value if isinstance(value, list) else [value]
-
-
-def _matches(name: str, patterns: Iterable[str], fold: Callable[[str], str]) -> bool:
-    # IAM knows no [character classes].
-    return any(fnmatch.fnmatchcase(name, fold(pattern).replace("[", "[[]")) for pattern in patterns)

@@ -47,7 +47,9 @@ class Function:
     timeout: int
     memory: int
     log_group: str
-    statements: Sequence[Mapping[str, Any]]
+    statements: Sequence[Mapping[str, Any]]  # of its role; for the other two see iam.Role
+    policies: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    documents: Mapping[str, str] = field(default_factory=dict)
     own_clock: bool = False  # reads `time` itself, instead of ses_mail.clock
 
 
@@ -288,7 +290,10 @@ class _Nursery:
             "handler": function.handler,
             "path": [str(p) for p in (function.code, *function.layers, *runtime.libraries)],
             "iam": str(HERE / "iam.py"),
+            "policy": str(HERE / "policy.py"),
             "statements": function.statements,
+            "policies": function.policies,
+            "documents": function.documents,
             "timeout": function.timeout,
             "memory": function.memory,
             "log_group": function.log_group,

@@ -17,6 +17,7 @@ from samtranslator.parser.parser import Parser
 from samtranslator.translator.translator import Translator
 from samtranslator.yaml_helper import yaml_parse
 
+from local.access import Access
 from local.iam import ACCOUNT, REGION
 
 # What becomes of each type of resource. A type that is in none of the three stops the cloud: a
@@ -49,8 +50,9 @@ ADAPTER = [
 ]
 NO_EFFECT = {
     "AWS::Lambda::LayerVersion": "runtime.py builds the layers for this machine's Python",
-    "AWS::Lambda::Permission": "resource policies of functions are not checked",
-    "AWS::S3::BucketPolicy": "moto ignores its conditions, so that the TLS rule would forbid all",
+    "AWS::Lambda::Permission": "access.py asks it",
+    "AWS::S3::BucketPolicy": "access.py asks it; moto ignores its conditions, so that the TLS rule"
+    " would forbid all",
 }
 
 LOCAL_CODE = "local"  # bucket name in the translated template that stands for the project folder
@@ -91,6 +93,8 @@ class Stack:
             .describe_stacks(StackName=self.name)["Stacks"][0]
             .get("Outputs", [])
         }
+        self.access = Access(self)
+        self.access.check()
         for kind in ADAPTER:
             for logical_id in self.of_type(kind):
                 getattr(self, f"_{kind.split('::')[-1]}")(self.properties(logical_id))
@@ -110,17 +114,6 @@ class Stack:
     def attribute(self, logical_id: str, name: str) -> str:
         """What `!GetAtt` gives."""
         return str(self._resolve(self._refer({"Fn::GetAtt": [logical_id, name]})))
-
-    def statements(self, role: Any) -> list[dict[str, Any]]:
-        """All statements of a role, given as the `Role` property of a resource."""
-        properties = self.properties(role["Fn::GetAtt"][0])
-        if properties.get("ManagedPolicyArns"):
-            raise NotImplementedError("local/ reads inline policies only")
-        return [
-            statement
-            for policy in properties.get("Policies", [])
-            for statement in policy["PolicyDocument"]["Statement"]
-        ]
 
     def definition(self, logical_id: str) -> str:
         """A state machine's definition as JSON, with the substitutions of the template."""
@@ -183,6 +176,15 @@ class Stack:
                 references[key] = {"Ref": arn, "Arn": arn, "Name": name}
             elif kind == "AWS::SSM::Document":
                 references[key] = {"Ref": clean_json(properties["Name"], names)}
+            elif kind == "AWS::Events::Rule":
+                name = properties.get("Name", f"{self.name}-{key}")
+                arn = f"arn:aws:events:{REGION}:{ACCOUNT}:rule/{clean_json(name, names)}"
+                references[key] = {"Ref": name, "Arn": arn}
+            elif kind == "AWS::Logs::LogGroup":
+                # moto's has no asterisk at the end.
+                name = clean_json(properties["LogGroupName"], names)
+                arn = f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:{name}:*"
+                references[key] = {"Ref": name, "Arn": arn}
             elif kind == "AWS::Lambda::LayerVersion":
                 references[key] = {"Ref": properties["Content"]["S3Key"]}
         return references

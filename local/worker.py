@@ -95,7 +95,7 @@ def import_handler(name: str, factor: float | None) -> Any:
 
 def load(path: str) -> Any:
     """A module of local/, which is not on this process's path."""
-    spec = importlib.util.spec_from_file_location(f"local_{os.path.basename(path)[:-3]}", path)
+    spec = importlib.util.spec_from_file_location(f"local.{os.path.basename(path)[:-3]}", path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -106,8 +106,9 @@ def load(path: str) -> Any:
 
 def enforce_role(setup: dict[str, Any]) -> None:
     """Check every AWS call against the role of this function; local/iam.py says how."""
+    load(setup["policy"])  # which iam.py imports
     iam = load(setup["iam"])
-    iam.enforce(iam.Role(setup["name"], setup["statements"]))
+    iam.enforce(iam.Role(setup["name"], setup["statements"], setup["policies"], setup["documents"]))
 
 
 def read_models(statements: list[dict[str, Any]]) -> None:

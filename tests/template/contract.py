@@ -124,10 +124,11 @@ class Project:
 
     root: Path
     parameters: dict[str, Any] = field(default_factory=lambda: dict(PARAMETERS))
+    file: str = "template.yaml"
 
     @cached_property
     def template(self) -> dict[str, Any]:
-        return dict(yaml_parse((self.root / "template.yaml").read_text()))
+        return dict(yaml_parse((self.root / self.file).read_text()))
 
     @cached_property
     def resources(self) -> dict[str, Any]:

@@ -34,6 +34,39 @@ Resources:
     Type: AWS::SNS::Subscription
     Properties:
       {TopicArn: !Ref Topic, Protocol: sqs, Endpoint: !GetAtt Queue.Arn, RawMessageDelivery: true}
+  BucketPolicy:
+    Type: AWS::S3::BucketPolicy
+    Properties:
+      Bucket: !Ref EmailBucket
+      PolicyDocument:
+        Version: "2012-10-17"
+        Statement:
+          Effect: Allow
+          Principal: {Service: ses.amazonaws.com}
+          Action: s3:PutObject
+          Resource: !Sub "${EmailBucket.Arn}/emails/*"
+  TopicPolicy:
+    Type: AWS::SNS::TopicPolicy
+    Properties:
+      Topics: [!Ref Topic]
+      PolicyDocument:
+        Version: "2012-10-17"
+        Statement:
+          Effect: Allow
+          Principal: {Service: ses.amazonaws.com}
+          Action: sns:Publish
+          Resource: !Ref Topic
+  QueuePolicy:
+    Type: AWS::SQS::QueuePolicy
+    Properties:
+      Queues: [!Ref Queue]
+      PolicyDocument:
+        Version: "2012-10-17"
+        Statement:
+          Effect: Allow
+          Principal: {Service: sns.amazonaws.com}
+          Action: sqs:SendMessage
+          Resource: !GetAtt Queue.Arn
   Rule:
     Type: AWS::SES::ReceiptRule
     Properties:
@@ -77,11 +110,24 @@ Resources:
   Role:
     Type: AWS::IAM::Role
     Properties:
-      AssumeRolePolicyDocument: {Version: "2012-10-17", Statement: []}
+      AssumeRolePolicyDocument:
+        Version: "2012-10-17"
+        Statement:
+          Effect: Allow
+          Principal:
+            Service: [lambda.amazonaws.com, states.amazonaws.com, pipes.amazonaws.com]
+          Action: sts:AssumeRole
       Policies:
         - PolicyName: p
           PolicyDocument:
+            Version: "2012-10-17"
             Statement:
+              - Effect: Allow
+                Action: [sqs:ReceiveMessage, sqs:DeleteMessage, sqs:GetQueueAttributes]
+                Resource: !GetAtt Queue.Arn
+              - Effect: Allow
+                Action: lambda:InvokeFunction
+                Resource: !Sub "arn:aws:lambda:${AWS::Region}:${AWS::AccountId}:function:starter"
               - {Effect: Allow, Action: states:StartExecution, Resource: !Ref Machine}
               - {Effect: Allow, Action: s3:GetObject, Resource: !Sub "${EmailBucket.Arn}/emails/*"}
               - Effect: Allow
