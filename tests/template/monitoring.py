@@ -1,35 +1,44 @@
 """What monitoring.yaml watches and asks for, read off the file, for the tests that compare it with
 the template, the code and a real run."""
 
-import ast
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from samtranslator.yaml_helper import yaml_parse
 
+from local.metrics import Series, calculate, statistics
 from tests.template.contract import ACCOUNT, REGION, Project
 
-# Metrics that AWS publishes by itself: namespace → (dimension, names). Looked up in its documents,
-# but for AWS/States and AWS/SES, whose names nobody has confirmed (docs/decisions.md).
+
+class Published(NamedTuple):
+    """Metrics that AWS publishes by itself, and the page that says so."""
+
+    dimension: str
+    names: set[str]
+    source: str
+
+
 AWS_METRICS = {
-    "AWS/Lambda": (
+    "AWS/Lambda": Published(
         "FunctionName",
         {"Invocations", "Errors", "Throttles", "Duration", "ConcurrentExecutions"},
+        "Lambda Developer Guide, Types of metrics for Lambda functions",
     ),
-    "AWS/SQS": (
+    "AWS/SQS": Published(
         "QueueName",
         {
             "ApproximateNumberOfMessagesVisible",
             "ApproximateNumberOfMessagesNotVisible",
             "ApproximateAgeOfOldestMessage",
         },
+        "SQS Developer Guide, Available CloudWatch metrics for Amazon SQS",
     ),
-    "AWS/EventBridge/Pipes": (
+    "AWS/EventBridge/Pipes": Published(
         "PipeName",
         {
             "Invocations",
@@ -38,8 +47,9 @@ AWS_METRICS = {
             "ExecutionTimeout",
             "ExecutionThrottled",
         },
+        "EventBridge User Guide, Logging and monitoring Amazon EventBridge Pipes",
     ),
-    "AWS/States": (
+    "AWS/States": Published(
         "StateMachineArn",
         {
             "ExecutionsStarted",
@@ -48,21 +58,23 @@ AWS_METRICS = {
             "ExecutionsTimedOut",
             "ExecutionsAborted",
         },
+        "CloudWatch User Guide, Application Insights, AWS Step Functions (names); AWS CDK, "
+        "StatesMetrics (namespace and dimension)",
     ),
-    "AWS/SES": ("RuleName", {"PublishExpired"}),
+    # The dimension is not confirmed: docs/decisions.md.
+    "AWS/SES": Published(
+        "RuleName", {"PublishExpired"}, "SES Developer Guide, metrics of email receiving (name)"
+    ),
 }
 # Fields that Logs Insights finds in Lambda's own lines, and in those of Step Functions.
 LAMBDA_FIELDS = {"@type", "@duration", "@initDuration", "@maxMemoryUsed", "@memorySize"}
 STATES_FIELDS = {"type", "execution_arn"}
 INSIGHTS_FIELDS = {"@timestamp", "@message", "@log"}
-# Every line of Powertools' logger has these.
-POWERTOOLS_FIELDS = {"level", "message", "service", "timestamp", "location"}
 
 _KEYWORDS = {
     *("fields", "filter", "stats", "sort", "limit", "by", "as", "and", "or", "in", "like"),
     *("desc", "asc", "count", "avg", "min", "max", "pct", "latest", "coalesce"),
 }
-_FUNCTION_NAMES = re.compile(r"add_metric|count")
 
 
 class Metric(NamedTuple):
@@ -155,61 +167,31 @@ class Monitoring(Project):
                     yield Metric(*row[:4], where=widget["properties"]["title"])
 
 
-def published(root: Path, services: dict[str, str]) -> dict[str, set[str]]:
-    """Metrics that the code counts, by service; `services` maps a service to its handler's module.
+def drawn(widget: dict[str, Any], series: Series, end: datetime) -> dict[str, float | None]:
+    """What each line of a widget shows of the day before `end`, by label.
 
-    A handler's own, and those that it counts through a function of `observe`.
+    Dashboard Body Structure and Syntax: a row's own stat wins over the widget's, hidden metrics are
+    there for expressions, which name them by id.
     """
-    shared = ast.parse((root / "functions/ses_mail/observe.py").read_text())
-    by_function = {
-        node.name: set(_counted(node)) for node in shared.body if isinstance(node, ast.FunctionDef)
-    }
-    found = {}
-    for service, module in services.items():
-        tree = ast.parse((root / f"functions/{module}.py").read_text())
-        called = {ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
-        found[service] = set(_counted(tree)).union(
-            *(names for name, names in by_function.items() if f"observe.{name}" in called)
-        )
-    return found
-
-
-def _counted(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and node.args:
-            if _FUNCTION_NAMES.fullmatch(ast.unparse(node.func).rpartition(".")[2]):
-                yield from _names(node.args[0])
-        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_METRICS":
-            yield from _names(node.value)
-
-
-def _names(node: ast.AST) -> Iterator[str]:
-    for inner in ast.walk(node):
-        if isinstance(inner, ast.JoinedStr):
-            # f"Starts{…}": all that start.py may say.
-            (prefix,) = (p.value for p in inner.values if isinstance(p, ast.Constant))
-            for result in ("started", "duplicate", "ignored", "parked"):
-                yield f"{prefix}{result.capitalize()}"
-        elif isinstance(inner, ast.Constant) and str(inner.value)[:1].isupper():
-            yield str(inner.value)
-
-
-def logged(root: Path) -> tuple[set[str], set[str]]:
-    """(fields, messages) of all log lines that the code writes."""
-    fields, messages = set(POWERTOOLS_FIELDS), set()
-    for path in sorted((root / "functions").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
-                continue
-            if not ast.unparse(node.func.value).endswith("logger"):
-                continue
-            fields |= {keyword.arg for keyword in node.keywords if keyword.arg}
-            messages |= {
-                str(a.value)
-                for a in node.args[:1]
-                if isinstance(a, ast.Constant) and node.func.attr != "append_keys"
-            }
-    return fields, messages
+    properties = widget["properties"]
+    values: dict[str, float | None] = {}
+    shown: dict[str, float | None] = {}
+    for row in properties["metrics"]:
+        options = row[-1]
+        assert set(options) <= {"id", "visible", "label", "stat", "yAxis", "expression"}
+        if "expression" in options:
+            value = calculate(options["expression"], values)
+        else:
+            namespace, name, dimension, of = row[:-1]
+            points = series.get((namespace, name, frozenset({(dimension, of)})), [])
+            statistic = options.get("stat", properties["stat"])
+            (value,) = statistics(points, 24 * 3600, statistic, 1, end)
+        if "id" in options:
+            values[options["id"]] = value
+        if options.get("visible", True):
+            assert options["label"] not in shown
+            shown[options["label"]] = value
+    return shown
 
 
 ALARM_ARN = f"arn:aws:cloudwatch:{REGION}:{ACCOUNT}:alarm:"

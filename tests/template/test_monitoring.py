@@ -12,14 +12,8 @@ from tests.template.contract import ACCOUNT, FUNCTIONS, Project
 from tests.template.monitoring import (
     ALARM_ARN,
     AWS_METRICS,
-    INSIGHTS_FIELDS,
-    LAMBDA_FIELDS,
-    STATES_FIELDS,
     Metric,
     Monitoring,
-    Query,
-    logged,
-    published,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -350,12 +344,6 @@ def test_dashboard_shows_every_alarm_and_every_function() -> None:
 
 
 @functools.cache
-def counted() -> dict[str, set[str]]:
-    """Metrics that the code counts, by service."""
-    return published(ROOT, SERVICES)
-
-
-@functools.cache
 def names_in_template() -> dict[str, set[str]]:
     """What a dimension may say."""
     outer = stack()
@@ -372,33 +360,38 @@ def names_in_template() -> dict[str, set[str]]:
 
 
 def unknown(metric: Metric) -> str | None:
-    """What is wrong with it, if anything is."""
+    """What is wrong with it, if anything is. What the functions count themselves, a run shows:
+    tests/workflow/test_observability.py."""
     if metric.namespace == "SESMail/test":
-        is_known = metric.dimension == "service" and metric.name in counted().get(
-            metric.value, set()
-        )
+        is_known = metric.dimension == "service" and metric.value in SERVICES
         return None if is_known else f"{metric}: nobody counts it"
-    dimension, names = AWS_METRICS.get(metric.namespace, ("", set()))
-    if metric.name not in names or metric.dimension != dimension:
+    published = AWS_METRICS.get(metric.namespace)
+    if not published or metric.name not in published.names:
         return f"{metric}: no metric of AWS"
-    return None if metric.value in names_in_template()[dimension] else f"{metric}: of nothing"
+    is_ours = metric.value in names_in_template().get(metric.dimension, set())
+    return None if metric.dimension == published.dimension and is_ours else f"{metric}: of nothing"
 
 
 def test_every_metric_is_published_by_something() -> None:
     assert [problem for metric in NESTED.metrics if (problem := unknown(metric))] == []
+    assert {m.namespace for m in NESTED.metrics} == {*AWS_METRICS, "SESMail/test"}
 
 
 @pytest.mark.parametrize(
     "changed",
     [
+        {"namespace": "AWS/Lambdas"},
+        {"namespace": "AWS/SQS"},
         {"namespace": "SESMail/prod"},
-        {"name": "Forwards"},
-        {"dimension": "Service"},
-        {"value": "bouncer"},
+        {"name": "Error"},
+        {"dimension": "Function"},
+        {"dimension": "QueueName"},
+        {"value": "ses-mail-router-prod"},
+        {"value": "router"},
     ],
 )
 def test_a_metric_that_nobody_publishes_is_missed(changed: dict[str, str]) -> None:
-    good = Metric("SESMail/test", "Forwarded", "service", "gmail-forwarder", "here")
+    good = Metric("AWS/Lambda", "Errors", "FunctionName", "ses-mail-router-test", "here")
     assert unknown(good) is None
     assert unknown(good._replace(**changed))
 
@@ -441,37 +434,6 @@ def test_queries_over_everything_ask_every_function(name: str, but: set[str]) ->
     assert asked == {f"/aws/lambda/ses-mail-{service}-test" for service in set(SERVICES) - but}
 
 
-@functools.cache
-def known() -> tuple[set[str], set[str]]:
-    """(fields, messages) of the code's log lines."""
-    return logged(ROOT)
-
-
-def unknown_fields(query: Query) -> set[str]:
-    return query.fields - known()[0] - INSIGHTS_FIELDS - LAMBDA_FIELDS - STATES_FIELDS
-
-
-@pytest.mark.parametrize("query", NESTED.queries, ids=lambda query: query.name)
-def test_every_field_of_a_query_is_logged(query: Query) -> None:
-    assert query.fields
-    assert unknown_fields(query) == set()
-    capitals = {text for text in query.texts if re.match(r"[A-Z][a-z]", text)}
-    assert capitals - known()[1] == set()
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "fields matchdRule",
-        "filter mesage = 'x'",
-        "stats count(*) by acton",
-        "stats max(@size) as m",
-    ],
-)
-def test_a_field_that_nobody_logs_is_missed(text: str) -> None:
-    assert len(unknown_fields(Query("", (), text.replace("'", '"')))) == 1
-
-
 def test_trace_has_a_place_for_the_message_id() -> None:
     (query,) = (q for q in NESTED.queries if q.name.endswith("email-end-to-end-trace"))
-    assert query.texts == {"MESSAGE_ID"}
+    assert query.text.count('"MESSAGE_ID"') == 2
