@@ -103,6 +103,10 @@ CALLS: dict[tuple[str, str], Callable[[Mapping[str, Any]], Needs]] = {
         ("pipes:DescribePipe", _arn("pipes", f"pipe/{p['Name']}"))
     ],
     ("cloudwatch", "GetMetricData"): lambda p: [("cloudwatch:GetMetricData", "*")],
+    ("cloudwatch", "DescribeAlarms"): lambda p: [
+        ("cloudwatch:DescribeAlarms", _arn("cloudwatch", "alarm:*"))
+    ],
+    ("ses", "DescribeActiveReceiptRuleSet"): lambda p: [("ses:DescribeActiveReceiptRuleSet", "*")],
     ("ses", "SendBounce"): lambda p: [
         ("ses:SendBounce", _arn("ses", f"identity/{p['BounceSender'].rpartition('@')[2]}"))
     ],

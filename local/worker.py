@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 import types
+from datetime import UTC, datetime
 from typing import Any
 
 # boto3's names of services that functions call, by the prefix of their actions.
@@ -91,6 +92,26 @@ def import_handler(name: str, factor: float | None) -> Any:
         return getattr(importlib.import_module(module), function)
     finally:
         sys.modules["time"] = time
+
+
+def keep_ages(epoch: float, factor: float) -> None:
+    """Who reads the wall's clock sees executions as old as they are by the cloud's, in whose time
+    Step Functions lives; all else that a script reads has the wall's time."""
+    boto3 = importlib.import_module("boto3")
+
+    def shift(at: datetime) -> datetime:
+        now = time.time()
+        age = epoch + (now - epoch) / factor - at.timestamp()
+        return datetime.fromtimestamp(now - age, UTC)
+
+    def seen(parsed: dict[str, Any], **_: Any) -> None:
+        for execution in parsed.get("executions", []):
+            for name in ("startDate", "stopDate"):
+                if name in execution:
+                    execution[name] = shift(execution[name])
+
+    boto3.setup_default_session()
+    boto3.DEFAULT_SESSION.events.register("after-call.sfn.ListExecutions", seen)
 
 
 def load(path: str) -> Any:
@@ -175,6 +196,8 @@ class Sandbox:
             scale_clock(setup["epoch"], setup["factor"])
             enforce_role(setup)
             factor = setup["factor"] if setup["own_clock"] else None
+            if factor is not None:
+                keep_ages(setup["epoch"], factor)
             self._handler = import_handler(setup["handler"], factor)
             read_models(setup["statements"])
         except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import typer
@@ -14,10 +15,11 @@ from ..session import Session
 
 
 def health(context: typer.Context) -> None:
-    """Check queues, dead letters, pipe, executions and tokens, and say what is wrong.
+    """Check everything that mail passes, and say what is wrong now.
 
-    Runs the document SESMail-Queue-HealthCheck-{env}, which changes nothing. Exit code 1 if the
-    environment is unhealthy.
+    Receipt rule, queues, dead letters, pipe, executions, tokens and alarms. Runs the document
+    SESMail-Queue-HealthCheck-{env}, which changes nothing. Exit code 1 if the environment is
+    unhealthy.
 
     Example: sesmail health
     """
@@ -38,7 +40,13 @@ def health(context: typer.Context) -> None:
 
 
 def _show(status: str, report: dict[str, Any]) -> None:
-    console().print(f"{status} at {report.get('at')}", markup=False)
+    console().print(
+        f"{status} at {report['at']}: {report['environment']} in {report['region']}, account "
+        f"{report['account']}",
+        markup=False,
+    )
+    for issue in report["issues"]:
+        console().print(f"• {issue}", markup=False)
     show_table(
         ("queue", "waiting", "in flight", "oldest (s)"),
         [
@@ -46,13 +54,26 @@ def _show(status: str, report: dict[str, Any]) -> None:
             for q in (report["inputQueue"], *report["deadLetters"])
         ],
     )
-    pipe, failed, token = report["pipe"], report["failedExecutions"], report["gmailToken"]
-    rows = [
-        ("pipe", f"{pipe.get('state', '?')}, wanted {pipe.get('desiredState', '?')}"),
-        ("failed executions, 24 h", failed.get("last24h")),
-        *((f"  {e['status']}", e["name"]) for e in failed.get("newest", [])),
-        ("Gmail tokens work", token.get("valid")),
-    ]
-    show_table(("", ""), rows)
-    for issue in report["issues"]:
-        console().print(f"• {issue}", markup=False)
+    show_table(("part", "state"), _parts(report))
+
+
+def _parts(report: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    rule, pipe = report["receiptRule"], report["pipe"]
+    running, failed = report["runningExecutions"], report["failedExecutions"]
+    yield f"receipt rule {rule['name']} enabled", rule.get("enabled")
+    yield (
+        f"pipe {pipe['name']}",
+        f"{pipe.get('state', '?')}, wanted {pipe.get('desiredState', '?')}",
+    )
+    yield "emails under way", running.get("count")
+    yield "  being retried", running.get("delayed")
+    for execution in running.get("oldest", []):
+        yield f"  {execution['status']}", execution["name"]
+    yield "failed executions, 24 h", failed.get("last24h")
+    for execution in failed.get("newest", []):
+        yield f"  {execution['status']}", execution["name"]
+    yield "Gmail tokens work", report["gmailToken"].get("valid")
+    for alarm in report["alarms"]:
+        # What is looked at above may be over, though its alarm looks back for longer.
+        also = "" if alarm["issue"] else " (by itself not an issue: see above)"
+        yield f"alarm since {alarm['since']}", f"{alarm['name']}{also}"

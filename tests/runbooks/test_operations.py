@@ -190,6 +190,7 @@ CASES = {
     ("EventBridge Pipes failures", 2): Case(("RUNNING",), scenes.paused, waiting_mail_arrives),
     ("EventBridge Pipes failures", 3): Case(("RUNNING",), scenes.paused, waiting_mail_arrives),
     ("Starts failed", 1): Case(("Start failed",), started_badly),
+    ("No mail comes in", 1): Case(('"Enabled": true', '"ses-mail-test"')),
     ("High email volume", 1): Case((r"Invoice \d+",), scenes.delivered),
     ("SES gave up publishing", 1): Case(
         ('"Enabled": true', "S3Action", r"Invoice \d+"), scenes.delivered

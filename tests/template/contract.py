@@ -809,7 +809,11 @@ def document_permissions(project: Project) -> list[str]:
                 else into + letters,
                 "pipes": [project.arn("Pipe")],
                 "states": [payload.get("StateMachineArn", "")],
-                "cloudwatch": ["*"],
+                "dynamodb": [project.arn("DeliveriesTable")],
+                "ses": ["*"],
+                "cloudwatch": ["*"]
+                if operation == "GetMetricData"
+                else [f"arn:aws:cloudwatch:{REGION}:{ACCOUNT}:alarm:*"],
             }[prefix]
             action = f"{prefix}:{operation.removesuffix('Batch')}"
             wanted |= {Grant(action, resource) for resource in resources}
