@@ -4,6 +4,7 @@ parameters, schedules, and dead letters of the subscription."""
 from __future__ import annotations
 
 import json
+import re
 import threading
 import traceback
 import uuid
@@ -38,6 +39,10 @@ class EventBus:
         factor: float,
         faults: Faults,
     ) -> None:
+        for rule in rules.values():
+            checked(rule.get("EventPattern", {}))
+            if "ScheduleExpression" in rule:
+                rate(rule["ScheduleExpression"])
         self._rules = rules
         self._invoke = invoke
         self._now = now
@@ -137,22 +142,60 @@ class EventBus:
 
 
 def matches(pattern: Mapping[str, Any], event: Mapping[str, Any]) -> bool:
-    """Whether an event pattern with nothing but lists of values and prefixes admits the event."""
+    """Whether an event pattern admits the event.
+
+    Every field of the pattern must be in the event and have one of the values listed; of an array
+    in the event one element is enough. Of the operators only `prefix` is here; the others raise
+    NotImplementedError. Source: EventBridge User Guide, "Creating Amazon EventBridge event
+    patterns" and "Comparison operators for use in event patterns".
+    """
     return all(
         isinstance(event.get(key), dict) and matches(wanted, event[key])
         if isinstance(wanted, Mapping)
-        else any(_is(one, event.get(key)) for one in wanted)
-        for key, wanted in pattern.items()
+        else key in event and any(_is(one, event[key]) for one in wanted)
+        for key, wanted in checked(pattern).items()
     )
 
 
+def checked(pattern: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The pattern, if all of it can be evaluated here; raises ValueError where EventBridge refuses
+    it."""
+    for key, wanted in pattern.items():
+        if key.startswith("$"):
+            raise NotImplementedError(f"local/events.py matches no {key}")
+        if isinstance(wanted, Mapping):
+            checked(wanted)
+        elif not isinstance(wanted, list) or not wanted:
+            raise ValueError(f"{key} of an event pattern is no list of values: {wanted!r}")
+        else:
+            for one in wanted:
+                if isinstance(one, Mapping) and not _is_prefix(one):
+                    raise NotImplementedError(f"local/events.py matches no {dict(one)}")
+    return pattern
+
+
+def _is_prefix(one: Mapping[str, Any]) -> bool:
+    return one.keys() == {"prefix"} and isinstance(one["prefix"], str)
+
+
 def _is(wanted: Any, value: Any) -> bool:
-    if not isinstance(wanted, Mapping):
-        return bool(value == wanted)
-    ((kind, start),) = wanted.items()
-    if kind != "prefix":
-        raise NotImplementedError(f"local/events.py matches no {kind}")
-    return isinstance(value, str) and value.startswith(start)
+    if isinstance(value, list):
+        return any(_is(wanted, element) for element in value)
+    if isinstance(wanted, Mapping):
+        return isinstance(value, str) and value.startswith(wanted["prefix"])
+    # JSON's true is no 1.
+    return type(value) is type(wanted) and bool(value == wanted)
+
+
+def rate(expression: str) -> int:
+    """Seconds of a `rate(…)`; raises ValueError where EventBridge refuses it.
+
+    Source: EventBridge User Guide, "Rate expressions reference": the unit is singular for 1 only.
+    """
+    found = re.fullmatch(r"rate\(([1-9]\d*) (minute|hour|day)(s?)\)", expression)
+    if not found or (found[1] == "1") == bool(found[3]):
+        raise ValueError(f"local/events.py reads no schedule {expression!r}")
+    return int(found[1]) * {"minute": 60, "hour": 3600, "day": 86400}[found[2]]
 
 
 def install_parameter_changes(patches: Patches, bus: EventBus) -> None:

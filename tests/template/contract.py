@@ -17,6 +17,8 @@ import yaml
 from botocore import xform_name
 from samtranslator.yaml_helper import yaml_parse
 
+from local.stack import translated
+
 ASL = "statemachines/process_email.asl.yaml"
 FUNCTIONS = {
     "StarterFunction": "starter",
@@ -135,6 +137,19 @@ class Project:
         return dict(self.template["Resources"])
 
     @cached_property
+    def deployed(self) -> dict[str, Any]:
+        """The resources as CloudFormation gets them, with all that SAM adds."""
+        given = {k: ",".join(v) if isinstance(v, list) else v for k, v in self.parameters.items()}
+        return dict(translated(self.root, self.file, given)["Resources"])
+
+    def deployed_properties(self, logical_id: str) -> dict[str, Any]:
+        """Properties of a deployed resource, all resolved."""
+        return dict(self.resolve(self.deployed[logical_id].get("Properties", {})))
+
+    def _resource(self, logical_id: str) -> dict[str, Any]:
+        return dict(self.resources.get(logical_id) or self.deployed[logical_id])
+
+    @cached_property
     def asl_text(self) -> str:
         return (self.root / ASL).read_text()
 
@@ -185,15 +200,15 @@ class Project:
             return pseudo[name]
         if name in self.template["Parameters"]:
             return self.parameters.get(name, self.template["Parameters"][name].get("Default"))
-        if self.resources[name]["Type"] == "AWS::SQS::Queue":
+        if self._resource(name)["Type"] == "AWS::SQS::Queue":
             return f"https://sqs.{REGION}.amazonaws.com/{ACCOUNT}/{self.name(name)}"
-        if self.resources[name]["Type"] in ("AWS::SNS::Topic", "AWS::Serverless::StateMachine"):
+        if self._resource(name)["Type"] in ("AWS::SNS::Topic", "AWS::Serverless::StateMachine"):
             return self.arn(name)
         return self.name(name)
 
     def name(self, logical_id: str) -> str:
         """The physical name, or the logical id of what has none of its own."""
-        resource = self.resources[logical_id]
+        resource = self._resource(logical_id)
         kind = resource["Type"].split(":")[-1]
         own = {"LayerVersion": "LayerName", "ReceiptRuleSet": "RuleSetName"}.get(
             kind, f"{kind}Name"
@@ -213,9 +228,10 @@ class Project:
             "AWS::S3::Bucket": f"arn:aws:s3:::{name}",
             "AWS::SNS::Topic": f"arn:aws:sns:{here}:{name}",
             "AWS::SQS::Queue": f"arn:aws:sqs:{here}:{name}",
+            "AWS::Events::Rule": f"arn:aws:events:{here}:rule/{name}",
             "AWS::Serverless::Function": f"arn:aws:lambda:{here}:function:{name}",
             "AWS::Serverless::StateMachine": f"arn:aws:states:{here}:stateMachine:{name}",
-        }[self.resources[logical_id]["Type"]]
+        }[self._resource(logical_id)["Type"]]
 
     def _getatt(self, path: list[str]) -> str:
         assert path[1] == "Arn", path

@@ -506,6 +506,24 @@ def test_policy_decides_as_it_must(name: str) -> None:
     assert wrong(name, documents()[name]) == []
 
 
+@pytest.mark.parametrize("env", ["test", "prod"])
+@pytest.mark.parametrize("joined", ["", "another"])
+@pytest.mark.parametrize("policy", ["EmailBucketPolicy", "ProcessingTopicPolicy"])
+def test_the_rule_may_be_in_a_set_that_another_stack_created(
+    policy: str, joined: str, env: str
+) -> None:
+    parameters = {"Environment": env, "Domains": ["example.com"], "ReceiptRuleSet": joined}
+    project = Project(ROOT, parameters)
+    statements = as_list(project.properties(policy)["PolicyDocument"]["Statement"])
+    resource, action = project.arn("ProcessingTopic"), "sns:Publish"
+    if policy == "EmailBucketPolicy":
+        resource, action = f"{project.arn('EmailBucket')}/emails/1", "s3:PutObject"
+    name, ours = f"ses-mail-{env}", joined or f"ses-mail-{env}"
+    for rule_set in (name, "another", "a-third"):
+        request = Request(SES, action, resource, source(rule(rule_set, name)))
+        assert decide(statements, request) == ("Allow" if rule_set == ours else None)
+
+
 def changes(statement: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any] | None]]:
     """The statement removed, turned round, narrowed and widened in every place."""
     yield "removed", None

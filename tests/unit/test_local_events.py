@@ -9,7 +9,7 @@ import boto3
 import pytest
 from moto import mock_aws
 
-from local.events import EventBus, install_parameter_changes, matches
+from local.events import EventBus, install_parameter_changes, matches, rate
 from local.faults import Faults
 from local.iam import REGION
 from local.patches import Patches
@@ -58,9 +58,91 @@ def test_prefixes(name: str | None, admitted: bool) -> None:
     assert matches(TOKENS, {"detail": {"name": name}}) is admitted
 
 
-def test_what_it_cannot_match_is_an_error() -> None:
-    with pytest.raises(NotImplementedError, match="suffix"):
-        matches({"name": [{"suffix": "x"}]}, {"name": "x"})
+@pytest.mark.parametrize(
+    ("wanted", "value", "admitted"),
+    [
+        (["a"], ["b", "a"], True),  # of an array one element is enough
+        (["a"], ["b"], False),
+        ([{"prefix": "a"}], ["b", "ab"], True),
+        ([1], True, False),
+        ([True], True, True),
+        ([1], "1", False),
+        ([None], None, True),
+        ([""], "", True),
+        ([{"prefix": "a"}], 1, False),
+    ],
+)
+def test_values(wanted: list[Any], value: Any, admitted: bool) -> None:
+    assert matches({"field": wanted}, {"field": value}) is admitted
+
+
+def test_a_field_that_is_null_is_not_one_that_is_missing() -> None:
+    assert not matches({"field": [None]}, {})
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        {"name": [{"suffix": "x"}]},
+        {"name": ["x", {"anything-but": "y"}]},
+        {"name": [{"exists": True}]},
+        {"name": [{"prefix": {"equals-ignore-case": "x"}}]},
+        {"detail": {"n": [{"numeric": [">", 0]}]}},
+        {"$or": [{"name": ["x"]}]},
+    ],
+    ids=str,
+)
+def test_what_it_cannot_match_is_an_error_whatever_the_event(pattern: dict[str, Any]) -> None:
+    with pytest.raises(NotImplementedError):
+        matches(pattern, {"name": "x"})
+
+
+@pytest.mark.parametrize("wanted", ["x", [], None, 1], ids=str)
+def test_what_eventbridge_refuses_is_an_error(wanted: Any) -> None:
+    with pytest.raises(ValueError, match="name"):
+        matches({"name": wanted}, {"name": "x"})
+
+
+@pytest.mark.parametrize(
+    ("expression", "seconds"),
+    [
+        ("rate(1 minute)", 60),
+        ("rate(1 hour)", 3600),
+        ("rate(5 hours)", 18000),
+        ("rate(1 day)", 86400),
+    ],
+)
+def test_rates(expression: str, seconds: int) -> None:
+    assert rate(expression) == seconds
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "rate(1 hours)",
+        "rate(5 hour)",
+        "rate(0 hours)",
+        "rate(1 week)",
+        "cron(0 * * * ? *)",
+        "1 hour",
+    ],
+)
+def test_other_schedules_are_an_error(expression: str) -> None:
+    with pytest.raises(ValueError, match="schedule"):
+        rate(expression)
+
+
+@pytest.mark.parametrize(
+    ("rule", "error"),
+    [
+        ({"EventPattern": {"name": [{"suffix": "x"}]}}, NotImplementedError),
+        ({"ScheduleExpression": "cron(0 * * * ? *)"}, ValueError),
+    ],
+    ids=str,
+)
+def test_a_bus_refuses_such_rules_at_once(rule: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        EventBus({"rule": rule}, lambda *_: ("", False), time.time, 1.0, Faults())
 
 
 def test_what_the_bus_tells_of_a_parameter() -> None:
