@@ -78,15 +78,17 @@ def test_every_word_of_the_code_exists() -> None:
 @pytest.mark.parametrize(("name", "respond", "section"), list(alarms()))
 def test_every_alarm_has_its_section(name: str, respond: str, section: str) -> None:
     (row,) = re.findall(
-        rf"^\| `{re.escape(name)}` \| (.*) \| .* \| \[.*\]\(#(.*)\) \|$", TEXT, re.MULTILINE
+        rf"^\| `{re.escape(name)}` \| (.*) \| (.*) \| \[.*\]\(#(.*)\) \|$", TEXT, re.MULTILINE
     )
-    assert row == (respond, section)
+    assert (row[0], row[2]) == (respond, section)
     (text,) = (
         part
         for part in re.split(r"^### ", TEXT, flags=re.MULTILINE)
         if slug(part.split("\n")[0]) == section
     )
-    assert text.split("\n")[2].startswith(f"`{name}` · ")
+    asked = respond if respond == "informational" else f"respond within {respond}"
+    # How long it lasts is compared with the alarm in tests/template/test_alarms.py.
+    assert text.split("\n")[2].startswith(f"`{name}` · {asked} · OK again after {row[1]}")
     for heading in ("**Means**", "**At stake:**", "**Decide", "**Over when**"):
         assert heading in text.replace("\n", " "), heading
     assert "```bash" in text
