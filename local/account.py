@@ -176,6 +176,18 @@ class Evidence:
         }
         return wanted | {Effect(DROP, r) for r in email.recipients if email.released}
 
+    def given_up(self, email: Email, mailbox: str) -> bool:
+        """Whether some state of the rules wants no copy for the mailbox: what failed under another
+        state is then never tried again."""
+        return not all(
+            any(
+                effect.kind == FORWARD and effect.where == mailbox
+                for recipient in email.recipients
+                for effect in model.expected(email, recipient, rules, self.domains)
+            )
+            for rules in self.rules(email)
+        )
+
     def together(self, email: Email, story: Story, action: str, target: str = "") -> set[Any]:
         """The recipients that one delivery of an execution may serve, per state of the rules."""
         ignore = bool(story.redrive.get("ignoreVerdicts"))
@@ -467,6 +479,8 @@ def _records(seen: Evidence) -> Iterator[Finding]:
             if "expires_at" in record and float(record["expires_at"]) - seen.now < _LEAST_LIFE:
                 yield message_id, f"{record['SK']} expires at {record['expires_at']}"
             execution = seen.by_arn.get(record.get("execution", ""))
+            if record.get("delivery_state") == "claimed":
+                continue  # nothing came of it yet, and _forward_records says whether it may be so
             if execution is None or execution.input["mail"]["messageId"] != message_id:
                 yield message_id, f"{record['SK']} names execution {record.get('execution')}"
 
@@ -476,6 +490,8 @@ def _forward_records(seen: Evidence, email: Email) -> Iterator[Finding]:
     records = _grouped(seen.records_of.get((email.message_id, "FORWARD"), ()), _names)
     for mailbox in sorted(copies.keys() | records.keys()):
         held, kept = copies.get(mailbox, []), records.get(mailbox, [])
+        if not held and seen.given_up(email, mailbox):
+            kept = [record for record in kept if record.get("delivery_state") != "claimed"]
         if len(held) != len(kept):
             yield email.message_id, f"{mailbox}: {len(held)} copies, {len(kept)} records"
         ids = {copy.id for copy in held} | {""}  # a finished session need not repeat its answer

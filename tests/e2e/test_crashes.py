@@ -19,7 +19,7 @@ import pytest
 from local.cloud import Cloud
 from local.faults import KILL_AFTER, KILL_BEFORE, KILL_MID, KILLED, TIMED_OUT, Fault, Faults
 from local.google import Message
-from local.model import may_have_bounced
+from local.model import may_be_in_doubt
 
 pytestmark = pytest.mark.slow
 
@@ -207,7 +207,7 @@ def test_bouncer_killed_at_each_point(cloud: Cloud) -> None:
     # The soak's model knows exactly whose bounce is in doubt.
     fired = cloud.faults.fired()
     slow = {f.key for f in fired if f.kind == TIMED_OUT}
-    doubtful = {key: may_have_bounced(key, "gone@our.example", fired) for key in keys}
+    doubtful = {key: may_be_in_doubt(key, "gone@our.example", fired, sent[key] > 0) for key in keys}
     recorded = {key: reason(cloud, key, "gone@our.example") == "maybe-sent" for key in keys}
     assert {k: v for k, v in doubtful.items() if k not in slow} == {
         k: v for k, v in recorded.items() if k not in slow

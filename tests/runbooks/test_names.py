@@ -123,6 +123,8 @@ def test_links_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)\s]*)\)", TEXT)
     assert len(links) > 40
     for link in links:
+        if link.startswith("https://"):
+            continue  # nobody can follow it from here
         file, _, anchor = link.partition("#")
         path = RUNBOOK.parent / file if file else RUNBOOK
         assert path.is_file(), link

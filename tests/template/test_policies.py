@@ -360,7 +360,10 @@ ALLOWED = {
         ),
         *on(PIPE, "DescribePipe"),
         *on(MACHINE, "ListExecutions"),
+        *on(DELIVERIES, "BatchGetItem"),
+        *on(ALARM, "DescribeAlarms"),
         ("cloudwatch:GetMetricData", "*"),
+        ("ses:DescribeActiveReceiptRuleSet", "*"),
     ],
 }
 
@@ -424,6 +427,7 @@ def identity_cases(role: str) -> Iterator[Any]:
             wild = service == "ses" or other.startswith((EMAIL, EXECUTION, AUTOMATION))
             wild = wild or ":log-stream:" in other or other.startswith(f"{TOKENS}/")
             wild = wild or other.startswith(arn("ssm", f"automation-definition/{REDRIVE}:"))
+            wild = wild or other.startswith(arn("cloudwatch", "alarm:"))
             if other != resource and not wild:
                 yield None, action, other, context
         for never in NEVER[service]:
