@@ -212,7 +212,7 @@ class _Teller:
     def _exited(self, event: Event, iteration: int | None, details: Mapping[str, Any]) -> None:
         output = _object(details.get("output"))
         delivery = self._delivery(iteration)
-        if details["name"] == "Look up routes" and "deliveries" in output:
+        if details["name"] in ("Fetch email", "Look up routes") and "deliveries" in output:
             self.deliveries = [
                 Delivery(
                     made["action"],
@@ -220,10 +220,11 @@ class _Teller:
                     tuple(made.get("recipients", [])),
                     made.get("matchedRule", ""),
                     made.get("reason", ""),
+                    cause=error_message(made.get("failure", {}).get("Cause", "")),
                 )
                 for made in output["deliveries"]
             ]
-        elif details["name"] == "Park email":
+        elif details["name"] == "Park email":  # of executions before the state became `Park`
             for made in output.get("outcomes", []):
                 parked = Delivery(made["action"], "", tuple(made["recipients"]), "", "")
                 self._end(parked, made, event["timestamp"], list(self.tasks.values()))
@@ -237,9 +238,8 @@ class _Teller:
         delivery.error = made.get("error", "")
         delivery.at = at
         failed = [a for task in tasks for a in task.attempts if a.error == delivery.error]
-        delivery.cause = failed[-1].cause if failed and delivery.error else ""
-        if delivery.action == "park":
-            delivery.cause = delivery.reason
+        if failed and delivery.error:
+            delivery.cause = failed[-1].cause
 
     def _delivery(self, iteration: int | None) -> Delivery | None:
         if iteration is None or iteration >= len(self.deliveries):

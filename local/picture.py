@@ -22,15 +22,12 @@ _PLACES = {
     "Send bounce": (1, 6),
     "Store": (1, 7),
     "Drop": (1, 8),
-    "Park forward": (2, 5),
-    "Park bounce": (2, 6),
-    "Park recipients": (2, 7),
+    "Park": (2, 6),
     "Unparked": (3, 6),
     "All delivered?": (0, 10),
     "Delivered": (1, 10),
     "Record dead letters": (2, 11),
     "Dead-lettered": (3, 11),
-    "Park email": (1, 11),
     "Parking failed": (3, 12),
 }
 _WIDTH, _HEIGHT, _ACROSS, _DOWN, _MARGIN = 200, 34, 235, 48, 24

@@ -85,11 +85,11 @@ def begun(*targets: str) -> tuple[History, int]:
     return history, history.add("MapStateStarted")
 
 
-def iteration(history: History, index: int, previous: int) -> int:
+def iteration(history: History, index: int, previous: int, state: str = "Forward to Gmail") -> int:
     """The event that the iteration's states follow."""
     details = {"name": "For each delivery", "index": index}
     started = history.add("MapIterationStarted", previous, mapIterationStartedEventDetails=details)
-    return history.entered("Forward to Gmail", started)
+    return history.entered(state, started)
 
 
 def test_attempts_of_deliveries_that_interleave() -> None:
@@ -120,10 +120,10 @@ def test_an_iteration_that_follows_another_ones_end() -> None:
     b = iteration(history, 1, a)
     b = history.failed("GmailTokenError", b, "no token")
     b = history.exited("Forward to Gmail", {"failure": {}}, b)
-    b = history.entered("Park forward", b)
+    b = history.entered("Park", b)
     b = history.succeeded(None, b)
     letter = {"outcome": "dead-lettered", "error": "GmailTokenError", "recipients": ["r-b"]}
-    b = history.exited("Park forward", letter, b)
+    b = history.exited("Park", letter, b)
     b = history.exited("For each delivery", {"outcomes": []}, b, kind="Map")
     b = history.entered("Record dead letters", b)
     history.failed("DynamoDB.Busy", b)
@@ -135,11 +135,37 @@ def test_an_iteration_that_follows_another_ones_end() -> None:
         "GmailTokenError",
         "no token",
     )
-    assert [task.state for task in second.tasks] == ["Forward to Gmail", "Park forward"]
+    assert [task.state for task in second.tasks] == ["Forward to Gmail", "Park"]
     assert (story.tasks[-1].state, story.tasks[-1].iteration) == ("Record dead letters", None)
 
 
 def test_an_email_that_is_parked_as_a_whole() -> None:
+    history = History()
+    history.entered("Fetch email", 0)
+    history.failed("EmailNotFoundError", cause="no object")
+    whole = {
+        "action": "fetch",
+        "target": "",
+        "recipients": ["a@x.example"],
+        "matchedRule": "",
+        "failure": {"Error": "EmailNotFoundError", "Cause": '{"errorMessage": "no object"}'},
+    }
+    history.exited("Fetch email", {"deliveries": [whole]})
+    history.entered("For each delivery", kind="Map")
+    b = iteration(history, 0, history.add("MapStateStarted"), "Park")
+    b = history.succeeded(None, b)
+    parked = {"outcome": "dead-lettered", "error": "EmailNotFoundError"}
+    history.exited("Park", {**parked, "action": "fetch", "recipients": ["a@x.example"]}, b)
+    (made,) = history.tell("FAILED").deliveries
+    assert (made.outcome, made.error, made.cause, made.recipients) == (
+        "dead-lettered",
+        "EmailNotFoundError",
+        "no object",
+        ("a@x.example",),
+    )
+
+
+def test_an_email_that_was_parked_before_park_was_one_state() -> None:
     history = History()
     history.entered("Fetch email", 0)
     history.failed("EmailNotFoundError", cause="no object")

@@ -305,6 +305,16 @@ class Project:
             if state["Type"] == "Task"
         ]
 
+    def assigned_queues(self) -> set[str]:
+        """The substitutions that `Park` may find in its variable `queue`."""
+        return {
+            name
+            for scope, _ in self.scopes()
+            for state in scope["States"].values()
+            for rule in [*state.get("Choices", []), *state.get("Catch", [])]
+            for name in SUBSTITUTION.findall(rule.get("Assign", {}).get("queue", ""))
+        }
+
     @cached_property
     def substitutions(self) -> dict[str, Any]:
         return dict(
@@ -747,7 +757,7 @@ def machine_permissions(project: Project) -> list[str]:
             kind for ending, kind in kinds.items() if task.state["Resource"].endswith(ending)
         ]
         action, argument = kind
-        for name in task.substitutions(argument):
+        for name in task.substitutions(argument) or project.assigned_queues():
             value = project.substitutions.get(name, {"Ref": "EmailBucket"})
             target = value.get("Ref") or value["Fn::GetAtt"][0]
             wanted.add(Grant(action, project.arn(target)))

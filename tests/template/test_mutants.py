@@ -29,9 +29,9 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant("dangling Next", ASL, "Next: Safe to deliver?", "Next: Safe to delivr?", "transitions"),
-    Mutant("dangling Default", ASL, "Default: Store\n", "Default: Stor\n", "transitions"),
+    Mutant("dangling Default", ASL, "Default: Park\n", "Default: Pak\n", "transitions"),
     Mutant("dangling StartAt", ASL, "StartAt: Fetch email", "StartAt: Fetch mail", "transitions"),
-    Mutant("dangling Catch", ASL, "Next: Park forward", "Next: Park forwards", "transitions"),
+    Mutant("dangling Catch", ASL, "Next: Park\n", "Next: Parks\n", "transitions"),
     Mutant("unreachable state", ASL, "Next: Drop as virus", "Next: Look up routes", "transitions"),
     Mutant("Default gone", ASL, "    Default: Delivered\n", "", "transitions"),
     Mutant("End gone", ASL, "          End: true\n", "", "transitions"),

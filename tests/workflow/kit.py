@@ -35,7 +35,7 @@ class Run:
     """One execution as its history tells it.
 
     entered: state names in order; attempts: tasks scheduled per state; errors: (state, error) of
-    each failed attempt; outcomes: what the Map, or the parking of the whole email, returned.
+    each failed attempt; outcomes: what the Map returned.
     """
 
     name: str
@@ -103,7 +103,7 @@ def read(execution: Mapping[str, Any], history: Iterable[Mapping[str, Any]]) -> 
                     Step(before["stateExitedEventDetails"]["name"], entered["name"], caught)
                 )
         elif exited := event.get("stateExitedEventDetails"):
-            if exited["name"] in ("For each delivery", "Park email"):
+            if exited["name"] == "For each delivery":
                 run.outcomes.extend(json.loads(exited["output"]).get("outcomes", []))
             elif exited["name"] == "Look up routes":
                 run.deliveries.extend(json.loads(exited["output"]).get("deliveries", []))

@@ -237,7 +237,7 @@ def test_database_error_is_never_no_rule(post: Post, monkeypatch: pytest.MonkeyP
     denied = DynamodbException("AccessDeniedException", "not now")
     refuse(monkeypatch, DynamoHandler, "batch_get_item", denied, lambda self: True)
     run = post.dead_lettered(post.send(*recipients))
-    assert run.attempts == {FETCH: 1, ROUTE: 9, "Park email": 1, "Record dead letters": 1}
+    assert run.attempts == {FETCH: 1, ROUTE: 9, "Park": 1, "Record dead letters": 1}
     (letter,) = post.take()
     assert letter.queue == "InputDlq"
     check_letter(
@@ -277,7 +277,7 @@ def test_permanent_fetch_errors(
     cause = arrange(post, notification)
     post.cloud.publish(notification)
     run = post.dead_lettered(notification["mail"]["messageId"])
-    assert run.attempts == {FETCH: 1, "Park email": 1, "Record dead letters": 1}
+    assert run.attempts == {FETCH: 1, "Park": 1, "Record dead letters": 1}
     (letter,) = post.take()
     assert letter.queue == "InputDlq"
     check_letter(letter, run, error, action="fetch", recipients=recipients, cause=cause)
@@ -413,7 +413,10 @@ def test_input_dlq_that_cannot_take_the_email(post: Post, monkeypatch: pytest.Mo
     post.cloud.wait_idle()
     run = post.run(notification["mail"]["messageId"])
     assert (run.status, run.error) == ("FAILED", "ParkingFailed")
-    assert run.entered == ["Fetch email", "Park email", "Parking failed"]
+    assert run.entered == [
+        *("Fetch email", "For each delivery", "Which action?", "Park", "Unparked"),
+        *("All delivered?", "Parking failed"),
+    ]
     assert not post.is_marked(run)
     assert len(refused) == 11
 
@@ -436,7 +439,7 @@ def test_queue_that_comes_back(post: Post, monkeypatch: pytest.MonkeyPatch) -> N
     bad = post.address("nonsense")
     _refuse_queue(post, monkeypatch, "InputDlq", times=3)
     run = post.dead_lettered(post.send(bad))
-    assert run.attempts["Park recipients"] == 4
+    assert run.attempts["Park"] == 4
     assert len(post.take("InputDlq")) == 1
 
 
