@@ -130,9 +130,12 @@ def _parse_one(text: str) -> Fault:
     if ":" not in site:
         # The queue's other sites are the pipe's, with kinds of their own.
         site += ":SendMessage" if site == "sqs" else ":*"
-    share = float(rate or 1)
+    try:
+        share = float(rate or 1)
+    except ValueError:
+        share = -1
     if not 0 <= share <= 1:
-        raise ValueError(f"{text!r}: a rate is between 0 and 1")
+        raise ValueError(f"{text!r}: a rate is a number between 0 and 1")
     return Fault(kind, site, share, whole=True)
 
 

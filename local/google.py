@@ -271,7 +271,8 @@ class Google:
     `time_factor` shortens the life of access tokens (3599 s), `directory` takes emails over 1 MB
     and the certificate. `faults` is read at every request; the first rule that applies is used.
     `requests` counts by kind. With `forget_finished` a finished session answers 404. `person` is
-    whose mailbox is signed in at the browser, where everything is agreed to; if empty, nothing is.
+    who sits at the browser and agrees to everything, for another mailbox if the client hints at it;
+    if empty, nothing is agreed to.
     """
 
     def __init__(
@@ -427,6 +428,16 @@ class Google:
             }
             self._tokens = {t: g for t, g in self._tokens.items() if g.mailbox != mailbox}
 
+    def refuse_from_now(self, token: str) -> _Answer:
+        """Answer the endpoint of revocation: one refresh token, and what was given out for it."""
+        with self._lock:
+            grant = self._refresh_tokens.get(token)
+            if grant is None or token in self._revoked:
+                return _json({"error": "invalid_token"}, 400)
+            self._revoked.add(token)
+            self._tokens = {t: g for t, g in self._tokens.items() if g.mailbox != grant.mailbox}
+        return _json({})
+
     def messages(self, mailbox: str) -> list[Message]:
         """List what was imported, oldest first."""
         with self._lock:
@@ -517,9 +528,11 @@ class Google:
         if not self.person or asked.get("access_type") != "offline":
             answer["error"] = "access_denied"
         else:
+            hint = asked.get("login_hint", "").lower()
+            mailbox = hint if hint in self._mailboxes else self.person
             answer["code"] = "4/0" + secrets.token_urlsafe(32)
             scopes = frozenset(asked.get("scope", "").split())
-            grant = _RefreshToken(self.person, client_id, client_secret, scopes)
+            grant = _RefreshToken(mailbox, client_id, client_secret, scopes)
             challenge = asked.get("code_challenge", "")
             with self._lock:
                 self._consents[answer["code"]] = _Consent(client_id, redirect_uri, challenge, grant)
@@ -976,7 +989,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.query = parse_qs(url.query, keep_blank_values=True)
         if self.command == "POST" and url.path == "/token" and self.tunnel in (None, OAUTH):
             return self._token()
-        if self.command == "GET" and url.path == AUTH_PATH and self.tunnel == ACCOUNTS:
+        if self.command == "POST" and url.path == "/revoke" and self.tunnel in (None, OAUTH):
+            return self.server.google.refuse_from_now(self._form().get("token", ""))
+        if self.command == "GET" and url.path == AUTH_PATH and self.tunnel in (None, ACCOUNTS):
             return self.server.google.consent(self.query)
         if self.tunnel not in (OAUTH, ACCOUNTS):
             if found := self.IMPORT.fullmatch(url.path):
@@ -1017,10 +1032,13 @@ class _Handler(BaseHTTPRequestHandler):
                 self._drop(reset=fault.kind == "reset")
                 return None
 
+    def _form(self) -> dict[str, str]:
+        text = self._read_body().read().decode(errors="replace")
+        return {name: values[0] for name, values in parse_qs(text).items()}
+
     def _token(self) -> _Answer:
         google = self.server.google
-        text = self._read_body().read().decode(errors="replace")
-        form = {name: values[0] for name, values in parse_qs(text).items()}
+        form = self._form()
         if self.authorization.startswith("Basic "):  # RFC 6749 §2.3.1
             told = base64.b64decode(self.authorization[6:]).decode()
             form["client_id"], _, form["client_secret"] = told.partition(":")

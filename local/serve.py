@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -21,6 +22,8 @@ ROOT = Path(__file__).parent.parent
 DIRECTORY = ROOT / ".local"
 ENDPOINTS = DIRECTORY / "endpoints.json"
 SHELL = DIRECTORY / "shell"
+CONFIG = DIRECTORY / "aws-config"
+CLIENT = DIRECTORY / "client_secret.json"
 SAMPLE = ROOT / "events" / "ses-notification.json"
 
 PORTS = {"LOCAL_SMTP_PORT": 2525, "LOCAL_AWS_PORT": 4566, "LOCAL_GOOGLE_PORT": 4567}
@@ -44,7 +47,9 @@ def main() -> int:
         signal.signal(number, lambda *_: stopping.set())
     try:
         smtp, aws, google = (_number(name, int, 0, 65535, port) for name, port in PORTS.items())
+        _refuse_shared(smtp, aws, google)
         factor = _number("LOCAL_TIME_FACTOR", float, 0.001, 1, 1)
+        host = _host()
         planned = _faults()
     except ValueError as error:
         print(error, file=sys.stderr)
@@ -57,7 +62,7 @@ def main() -> int:
             # It would take the other's certificates and logs away.
             print(f"The embedded cloud runs here already: see {ENDPOINTS}", file=sys.stderr)
             return 2
-        return _serve(smtp, aws, google, factor, planned, stopping)
+        return _serve(smtp, aws, google, host, factor, planned, stopping)
 
 
 def _number(
@@ -70,8 +75,29 @@ def _number(
     except ValueError:
         number = None
     if number is None or not least <= number <= most:
-        raise ValueError(f"{name}={text}: expected a number from {least} to {most}")
+        kinds = "whole number" if kind is int else "number"
+        raise ValueError(f"{name}={text}: expected a {kinds} from {least} to {most}")
     return number
+
+
+def _refuse_shared(*ports: int) -> None:
+    """Ports that are taken are found when they are opened, but for those that we take ourselves."""
+    named: dict[int, str] = {}
+    for name, port in zip(PORTS, ports, strict=True):
+        if port and port in named:
+            raise ValueError(f"{name}={port}: {named[port]} has this port already")
+        named[port] = name
+
+
+def _host() -> str:
+    """Empty for the usual one."""
+    host = os.environ.get("LOCAL_HOST", "")
+    try:
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+    except (OSError, UnicodeError):  # the latter of names that cannot be a host's
+        raise ValueError(f"LOCAL_HOST={host}: expected an IPv4 address of this machine") from None
+    return host
 
 
 def _faults() -> list[faults.Fault]:
@@ -85,6 +111,7 @@ def _serve(
     smtp: int,
     aws: int,
     google: int,
+    host: str,
     factor: float,
     planned: list[faults.Fault],
     stopping: threading.Event,
@@ -102,15 +129,14 @@ def _serve(
         smtp_port=smtp,
         aws_port=aws,
         google_port=google,
-        host=os.environ.get("LOCAL_HOST") or HOST,
+        host=host or HOST,
         directory=DIRECTORY,
         faults=faults.Faults(0, planned) if planned else None,
     )
     try:
         cloud.start()
     except PortTakenError as error:
-        names = ", ".join([*PORTS, "LOCAL_HOST"])
-        print(f"{error}. Choose others with {names}.", file=sys.stderr)
+        print(f"{error}. Choose others with {', '.join(PORTS)}.", file=sys.stderr)
         return 2
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(cloud.stop)
@@ -124,6 +150,8 @@ def _serve(
         sam.write(cloud, DIRECTORY)
         SHELL.write_text(shell(cloud))
         cleanup.callback(SHELL.unlink, missing_ok=True)
+        CONFIG.write_text(config(cloud))
+        CLIENT.write_text(json.dumps(client(cloud), indent=2) + "\n")
         ENDPOINTS.write_text(json.dumps(endpoints(cloud, bounces), indent=2) + "\n")
         cleanup.callback(ENDPOINTS.unlink, missing_ok=True)
         print(instructions(cloud, bounces), flush=True)
@@ -148,21 +176,48 @@ def shell(cloud: Any) -> str:
     region = cloud.client("sqs").meta.region_name
     binaries = ROOT / ".venv" / "bin"
     to_google = {
+        # Programs that know both prefer the one in small letters.
         "HTTPS_PROXY": cloud.google_url,
+        "https_proxy": cloud.google_url,
         "REQUESTS_CA_BUNDLE": cloud.google.ca_file,
         "HTTPLIB2_CA_CERTS": cloud.google.ca_file,
+        "OAUTHLIB_INSECURE_TRANSPORT": "1",  # the page of consent, see client()
     }
     google = " ".join(f"{name}={shlex.quote(str(value))}" for name, value in to_google.items())
     return f"""\
-unset AWS_PROFILE AWS_SESSION_TOKEN
+# Whatever else leads to AWS itself: a profile, a session, an address for one service.
+for name in $(env | sed -n 's/^\\(AWS_[A-Z0-9_]*\\)=.*/\\1/p'); do unset "$name"; done
 export AWS_ENDPOINT_URL={cloud.aws_url} AWS_REGION={region} AWS_DEFAULT_REGION={region}
 export AWS_ACCESS_KEY_ID=local AWS_SECRET_ACCESS_KEY=local SESMAIL_ENV={cloud.environment}
-export NO_PROXY="127.0.0.1${{NO_PROXY:+,$NO_PROXY}}" PATH="$PATH:{binaries}"
-# `aws sqs` of version 1 goes to AWS itself whatever AWS_ENDPOINT_URL says.
+# A profile ses-mail, which the runbook uses, and no other.
+export AWS_CONFIG_FILE={shlex.quote(str(CONFIG))} AWS_SHARED_CREDENTIALS_FILE=/dev/null
+export NO_PROXY="{cloud.host},localhost${{NO_PROXY:+,$NO_PROXY}}"
+export no_proxy="$NO_PROXY${{no_proxy:+,$no_proxy}}" PATH="$PATH:"{shlex.quote(str(binaries))}
+# Neither `aws sqs` of version 1 nor versions before 1.29 and 2.13 obey AWS_ENDPOINT_URL.
 aws() {{ command aws --endpoint-url "$AWS_ENDPOINT_URL" "$@"; }}
 # Google's names lead to the local Google, for this command alone.
 sesmail() {{ {google} {shlex.quote(str(binaries / "sesmail"))} "$@"; }}
 """
+
+
+def config(cloud: Any) -> str:
+    """AWS's configuration file with the one profile that the runbook uses."""
+    return f"""\
+[profile ses-mail]
+region = {cloud.client("sqs").meta.region_name}
+endpoint_url = {cloud.aws_url}
+aws_access_key_id = local
+aws_secret_access_key = local
+"""
+
+
+def client(cloud: Any) -> dict[str, Any]:
+    """An OAuth client whose page of consent any browser finds, as it knows no other Google."""
+    from local.google import AUTH_PATH
+
+    cloud.google.person = MAILBOXES[0]
+    registered = cloud.google.add_client()["installed"]
+    return {"installed": {**registered, "auth_uri": f"{cloud.google_url}{AUTH_PATH}"}}
 
 
 def endpoints(cloud: Any, bounces: str) -> dict[str, Any]:
@@ -232,11 +287,14 @@ Send an email (any SMTP client will do):
   python3 -c "import smtplib; smtplib.SMTP('{host}', {port}).sendmail(
     'you@example.org', ['anna@example.com'], 'Subject: Hello\\r\\n\\r\\nHi!\\r\\n')"
 
-Look at it with sesmail and aws, in another shell:
-  . {SHELL}
+Look at it with sesmail and aws (version 1 or 2), in another shell:
+  . {shlex.quote(str(SHELL))}
   sesmail health
   sesmail trace {sample}
   aws stepfunctions list-executions --state-machine-arn {cloud.outputs["StateMachineArn"]}
+
+Renew the Gmail token; the browser gets the local Google's consent:
+  sesmail token set --consent --client {shlex.quote(str(CLIENT))}
 
 Run one function with a sample event (needs Docker, and `sam build` once):
   sam local invoke RouterFunction --event events/router.json

@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from samcli.lib.providers.provider import Stack
 from samcli.lib.providers.sam_function_provider import SamFunctionProvider
 from samtranslator.yaml_helper import yaml_parse
 
+from tests.runbooks.blocks import blocks
 from tests.template.test_documentation import commands
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +92,8 @@ def cloud() -> Iterator[dict[str, Any]]:
         or str(endpoints["smtp"]["port"]) in output
     )
     assert f". {SHELL}" in output
-    assert "sesmail trace" in output
+    for command in ("trace", "health", "token set --consent"):
+        assert f"sesmail {command}" in output
     assert "unpublished metrics" not in output
     assert not ENDPOINTS.exists()
     assert not SHELL.exists()
@@ -328,18 +330,80 @@ def succeeded(cloud: dict[str, Any]) -> list[str]:
         (f"sesmail trace {SAMPLE}", "anna@gmail.com"),
         ("sesmail token check", "valid"),
         ("sesmail health", "HEALTHY"),
+        # As the runbook begins.
+        ("export AWS_PROFILE=ses-mail && aws sqs list-queues", "/ses-email-input-test"),
+        ("export AWS_PROFILE=ses-mail && sesmail routes list", "anna@example.com"),
+        ("aws configure get region --profile ses-mail", "ap-southeast-2"),
     ],
 )
 def test_a_shell_that_read_its_file(cloud: dict[str, Any], command: str, shows: str) -> None:
-    done = subprocess.run(
+    done = in_shell(command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert shows in done.stdout
+    assert "prod" not in done.stdout
+
+
+def in_shell(command: str) -> "subprocess.CompletedProcess[str]":
+    """Run it as somebody whose environment leads to AWS, and through a proxy, in every way."""
+    nowhere = "http://127.0.0.1:9"
+    return subprocess.run(
         ["bash", "-c", f". {SHELL} && {command}"],
-        env={"HOME": "/nonexistent", "PATH": os.environ["PATH"], "AWS_PROFILE": "prod"},
+        cwd=ROOT,
+        env={
+            "HOME": "/nonexistent",
+            "PATH": os.environ["PATH"],
+            "AWS_PROFILE": "prod",
+            "AWS_DEFAULT_PROFILE": "prod",
+            "AWS_ENDPOINT_URL_SQS": nowhere,
+            "AWS_ENDPOINT_URL_DYNAMODB": nowhere,
+            "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true",
+            "http_proxy": nowhere,
+            "https_proxy": nowhere,
+            "no_proxy": "intranet.example",
+            # In the background, as a real one: it waits for the command that waits for it.
+            "BROWSER": "curl --silent --output /dev/null --location %s &",
+        },
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert shows in done.stdout
+
+
+def test_a_token_that_died_and_is_renewed(cloud: dict[str, Any]) -> None:
+    """local/README.md's blocks, as they stand there but for the port."""
+    revoke, renew = (
+        block.text.replace("http://127.0.0.1:4567", cloud["google"])
+        for block in blocks(ROOT / "local" / "README.md")
+        if "sesmail token" in block.text
+    )
+    anna = cloud["mailboxes"][0]
+    dead = in_shell(revoke)
+    assert dead.returncode == 1, dead.stderr
+    assert re.search(r"gmail-token\t\tinvalid\tinvalid_grant", dead.stdout)
+    before = set(messages(cloud, anna))
+    with smtplib.SMTP(cloud["smtp"]["host"], cloud["smtp"]["port"]) as server:
+        server.sendmail(
+            "x@elsewhere.example", ["anna@example.com"], "Subject: Held up\r\n\r\nHi\r\n"
+        )
+    wait_for(lambda: "GmailTokenError" in in_shell("sesmail dlq list").stdout)
+    held_up = in_shell("sesmail health")
+    assert held_up.returncode == 1
+    assert "ses-gmail-forwarder-dlq-test holds 1 dead letters" in held_up.stdout
+
+    renewed = in_shell(renew)
+    assert renewed.returncode == 0, renewed.stderr
+    assert "invalid" not in renewed.stdout
+    wait_for(lambda: len(messages(cloud, anna)) > len(before))
+    (message,) = set(messages(cloud, anna)) - before
+    assert b"Subject: Held up" in raw(cloud, anna, message)
+    wait_for(lambda: in_shell("sesmail health").returncode == 0)
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
 
 
 def test_a_second_one_leaves_the_first_alone(cloud: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ import pytest
 import requests
 import socks  # noqa: F401 - without PySocks httplib2 ignores the proxy and asks the real Google
 from google.auth.exceptions import RefreshError
+from google.auth.transport.requests import Request
 from google.oauth2 import service_account
 from google.oauth2.credentials import Credentials
 from google_auth_oauthlib.flow import Flow
@@ -756,6 +757,43 @@ def test_who_did_not_ask_gets_no_token(
         change = {}
     with pytest.raises(error):
         flow.fetch_token(code=back["code"], **change)
+
+
+@pytest.mark.parametrize(
+    ("hint", "mailbox"), [("Ben@gmail.example", "ben@gmail.example"), ("no@such.example", ANNA)]
+)
+def test_the_client_may_hint_at_another_mailbox(
+    google: Google, flow: Flow, hint: str, mailbox: str
+) -> None:
+    google.add_mailbox("ben@gmail.example")
+    _, back = click(flow, login_hint=hint)
+    flow.fetch_token(code=back["code"])
+    assert google.mailbox_of_grant({"refresh_token": flow.credentials.refresh_token}) == mailbox
+
+
+def test_a_browser_finds_the_page_without_a_proxy(google: Google) -> None:
+    client = google.add_client()["installed"]
+    asked = {"client_id": client["client_id"], "redirect_uri": "http://localhost:1/", "state": "s"}
+    answer = requests.get(f"{google.url}/o/oauth2/auth", asked, allow_redirects=False, timeout=10)
+    assert (answer.status_code, answer.headers["Location"][:19]) == (302, "http://localhost:1/")
+
+
+def test_who_has_a_token_can_revoke_it(google: Google, flow: Flow) -> None:
+    """OAuth 2.0 for Desktop Apps, "Revoking a token": 200, or 400 with an error code."""
+    _, back = click(flow)
+    flow.fetch_token(code=back["code"])
+    other = google.add_mailbox(ANNA)
+    told = {"token": flow.credentials.refresh_token}
+    revoke = "https://oauth2.googleapis.com/revoke"
+    assert requests.post(revoke, told, timeout=10).status_code == 200
+    again = requests.post(revoke, told, timeout=10)
+    assert (again.status_code, again.json()) == (400, {"error": "invalid_token"})
+    assert requests.post(revoke, timeout=10).status_code == 400
+    with pytest.raises(RefreshError, match="expired or revoked"):
+        flow.credentials.refresh(Request())
+    mine = {**other, "grant_type": "refresh_token"}
+    answer = requests.post(google.url + "/token", mine, timeout=10)
+    assert answer.status_code == 200, "another token of the same mailbox is none of its business"
 
 
 def test_no_consent(google: Google, flow: Flow) -> None:

@@ -55,18 +55,49 @@ def test_a_taken_port(start, name):
     assert name in errors
 
 
-def test_a_port_that_is_no_number(start):
-    process = start(LOCAL_SMTP_PORT="smtp")
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert "LOCAL_SMTP_PORT=smtp: expected a number" in errors
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("LOCAL_SMTP_PORT", "smtp", "expected a whole number from 0 to 65535"),
+        ("LOCAL_AWS_PORT", "65536", "expected a whole number from 0 to 65535"),
+        ("LOCAL_GOOGLE_PORT", "-1", "expected a whole number from 0 to 65535"),
+        ("LOCAL_GOOGLE_PORT", "25.5", "expected a whole number from 0 to 65535"),
+        ("LOCAL_GOOGLE_PORT", "2525", "LOCAL_SMTP_PORT has this port already"),
+        ("LOCAL_TIME_FACTOR", "0", "expected a number from 0.001 to 1"),
+        ("LOCAL_TIME_FACTOR", "-0.5", "expected a number from 0.001 to 1"),
+        ("LOCAL_TIME_FACTOR", "nan", "expected a number from 0.001 to 1"),
+        ("LOCAL_TIME_FACTOR", "fast", "expected a number from 0.001 to 1"),
+        ("LOCAL_HOST", "192.0.2.1", "expected an IPv4 address of this machine"),
+        ("LOCAL_HOST", "no.such.host.invalid", "expected an IPv4 address of this machine"),
+        ("LOCAL_HOST", "::1", "expected an IPv4 address of this machine"),
+        ("LOCAL_HOST", "a..b", "expected an IPv4 address of this machine"),
+        ("LOCAL_HOST", "x" * 64, "expected an IPv4 address of this machine"),
+    ],
+)
+def test_odd_values_are_one_sentence(start, name, value, said):
+    process = start(**{name: value})
+    printed, errors = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (2, "")
+    assert errors == f"{name}={value}: {said}\n"
 
 
-def test_a_fault_that_there_is_not(start):
-    process = start(LOCAL_FAULTS="throttled@s4")
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert "LOCAL_FAULTS: 'throttled@s4': no such site" in errors
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("throttled@s4", "'throttled@s4': no such site; known are s3, "),
+        ("throttled", "'throttled': no such site; known are s3, "),
+        ("lost@s3", "'lost@s3': the kinds at s3 are throttled, "),
+        ("throttled@s3=often", "'throttled@s3=often': a rate is a number between 0 and 1"),
+        ("throttled@s3=2", "'throttled@s3=2': a rate is a number between 0 and 1"),
+        ("throttled@s3=nan", "'throttled@s3=nan': a rate is a number between 0 and 1"),
+    ],
+)
+def test_odd_faults_are_one_sentence(start, value, said):
+    process = start(LOCAL_FAULTS=value)
+    printed, errors = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (2, "")
+    assert errors.startswith(f"LOCAL_FAULTS: {said}")
+    assert errors.count("\n") == 1
 
 
 @pytest.mark.slow
