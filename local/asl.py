@@ -41,7 +41,10 @@ from moto.stepfunctions.parser.asl.component.common.retry import retrier_decl
 from moto.stepfunctions.parser.asl.component.common.string import string_expression
 from moto.stepfunctions.parser.asl.component.state import state
 from moto.stepfunctions.parser.asl.component.state.exec import execute_state
-from moto.stepfunctions.parser.asl.component.state.exec.state_task import lambda_eval_utils
+from moto.stepfunctions.parser.asl.component.state.exec.state_task import (
+    lambda_eval_utils,
+    state_task,
+)
 from moto.stepfunctions.parser.asl.component.state.exec.state_task.service import (
     state_task_service_aws_sdk,
     state_task_service_dynamodb,
@@ -98,7 +101,7 @@ def evaluate(
 
 def _plain(value: Any) -> Any:
     """Only what JSON knows: jsonata-python's sequences and nulls converted."""
-    if value is Utils.NULL_VALUE:
+    if value is None or value is Utils.NULL_VALUE:
         return None
     if isinstance(value, Utils.RangeList):
         return [value[i] for i in range(len(value))]
@@ -192,6 +195,10 @@ class Interpreter:
         replace(string_expression.StringJSONata, "_eval_body", self._expression())
         replace(assign_decl.AssignDecl, "_eval_body", _assign)
         replace(state.CommonStateField, "_eval_body", _then_commit(state.CommonStateField))
+        owner = execute_state.ExecutionState
+        replace(owner, "_evaluate_with_timeout", _with_output(owner._evaluate_with_timeout))
+        task = state_task.StateTask
+        replace(task, "_eval_parameters", _limited(task._eval_parameters))
         replace(error_equals_decl.ErrorEqualsDecl, "_eval_body", _error_equals())
         replace(retrier_decl, "time", SimpleNamespace(sleep=self._sleep))
         replace(wait_function.WaitFunction, "_eval_body", self._wait())
@@ -388,6 +395,38 @@ def _then_commit(kind: Any) -> Callable[[Any, Any], None]:
         env.variable_store.reset_tracing()
 
     return eval_body
+
+
+def _with_output(original: Any) -> Callable[[Any, Any], None]:
+    """A task whose Output or Assign cannot be evaluated has failed, for its Retry and Catch too.
+
+    moto evaluates Output when Retry and Catch are over; here it is tried before.
+    """
+
+    def evaluate_with_timeout(self: Any, env: Any) -> None:
+        depth = len(env.stack)
+        try:
+            original(self, env)
+            if self.output:
+                self.output.jsonata_template_value.eval(env=env)
+                env.stack.pop()
+        except Exception:
+            del env.stack[depth:]
+            env.pending_assignments = {}
+            raise
+
+    return evaluate_with_timeout
+
+
+def _limited(original: Any) -> Callable[[Any, Any], dict[str, Any]]:
+    """AWS, States.DataLimitExceeded: "the size of state input after Parameters processing"."""
+
+    def eval_parameters(self: Any, env: Any) -> dict[str, Any]:
+        parameters: dict[str, Any] = original(self, env)
+        self._verify_size_quota(env=env, value=parameters)
+        return parameters
+
+    return eval_parameters
 
 
 def _error_equals() -> Callable[[Any, Any], None]:

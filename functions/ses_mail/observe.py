@@ -14,6 +14,7 @@ from aws_lambda_powertools.metrics import MetricUnit
 from botocore.exceptions import ClientError
 
 from ses_mail import clock, outcomes
+from ses_mail.errors import printable
 from ses_mail.routing import Decision
 
 Handler = Callable[[Any, Any], Any]
@@ -65,6 +66,9 @@ def task(handler: Handler) -> Handler:
                 cause=str(error),
                 errorType=type(error).__name__,
             )
+            # It becomes the cause of a dead letter, and Lambda does not escape it: SQS refuses
+            # U+FFFE there.
+            error.args = tuple(printable(a) if isinstance(a, str) else a for a in error.args)
             raise
         finally:
             metrics.flush_metrics()

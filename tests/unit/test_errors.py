@@ -1,9 +1,10 @@
 """The errors that Step Functions matches by name."""
 
 import inspect
+from typing import Any
 
 import pytest
-from ses_mail import errors
+from ses_mail import errors, observe
 
 CLASSES = [
     value
@@ -50,3 +51,13 @@ def test_one_class_per_reaction(error: type[Exception]) -> None:
 )
 def test_messages_fit_into_a_cause_and_a_queue(text: str, clean: str) -> None:
     assert str(errors.GmailRejectedError(text)) == clean
+
+
+def test_no_error_leaves_a_task_with_what_sqs_refuses(context: Any, logs: Any) -> None:
+    @observe.task
+    def fails(_event: Any, _context: Any) -> None:
+        raise LookupError("\ufffe\uffff\ud800 \x00 fine", 3)
+
+    with pytest.raises(LookupError) as raised:
+        fails({"messageId": "m", "executionArn": "e"}, context)
+    assert raised.value.args == ("  ?   fine", 3)

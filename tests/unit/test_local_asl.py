@@ -30,6 +30,21 @@ def test_moto_is_the_version_whose_private_names_are_replaced():
         ("$states.input.a", {"states": {"input": {"a": 'say "hi" \\ \n'}}}, 'say "hi" \\ \n'),
         ("$text", {"text": 'quo"te and \\'}, 'quo"te and \\'),
         ("$states.input.a", {"states": {"input": {"a": None}}}, None),
+        (
+            "$states.input",
+            {"states": {"input": {"a": None, "b": [None]}}},
+            {"a": None, "b": [None]},
+        ),
+        ("$merge([$a, {'b': 1}])", {"a": {"n": None}}, {"n": None, "b": 1}),
+        # What the state machine relies on for what may be absent: as jsonata 2.0.6 in JavaScript.
+        ("$nothing.a & ''", {}, ""),
+        ("[$nothing.a, $nothing.b, ''][0]", {}, ""),
+        ("[$nothing.a, $b, ''][0]", {"b": {"c": 1}}, {"c": 1}),
+        ("$sum([$nothing.a, 1])", {}, 1),
+        ("$merge([$nothing.a, {'b': 1}])", {}, {"b": 1}),
+        ("[$merge([$a, $nothing.a]).b]", {"a": {"b": ["x"]}}, ["x"]),
+        ("[$merge([$a, $b]).b]", {"a": {"b": ["x", "y"]}, "b": {"b": ["x"]}}, ["x"]),
+        ("$substring($nothing.a & '', 0, 2)", {}, ""),
         ("{'a': 1, 'b': $nothing.c}", {}, {"a": 1}),
         ("$items[n > 1].n", {"items": [{"n": 1}, {"n": 2}]}, 2),  # one element collapses
         ("[$items[n > 1].n]", {"items": [{"n": 1}, {"n": 2}]}, [2]),
@@ -257,6 +272,49 @@ def test_too_much_state_cannot_be_caught(run):
     }
     failed = run(states)
     assert (failed["status"], failed["error"]) == ("FAILED", "States.DataLimitExceeded")
+
+
+def test_arguments_over_256_kib_cannot_be_caught(run):
+    url = run.client("sqs").create_queue(QueueName="big")["QueueUrl"]
+    catch = [{"ErrorEquals": ["States.ALL"], "Next": "Caught"}]
+    for length, error in (262_000, None), (262_200, "States.DataLimitExceeded"):
+        body = f"{{% $pad('', {length - len(url) - 35}, 'x') %}}"
+        states = {
+            "Send": send({"QueueUrl": url, "MessageBody": body}, Catch=catch, End=True),
+            "Caught": {"Type": "Succeed"},
+        }
+        states["Send"]["Output"] = {"done": True}
+        assert run(states).get("error") == error
+
+
+@pytest.mark.parametrize("field", ["Output", "Assign"])
+def test_a_task_whose_result_lacks_something_is_retried_and_caught(run, field):
+    url = run.client("sqs").create_queue(QueueName="q")["QueueUrl"]
+    broken = {"bad": "{% $states.result.nothing %}"}
+    states = {
+        "Begin": {"Type": "Pass", "Assign": {"good": "old"}, "Next": "Send"},
+        "Send": send(
+            {"QueueUrl": url, "MessageBody": "a"},
+            **{"Assign": {"good": "new"}, field: {"good": "new", **broken}},
+            Retry=[{"ErrorEquals": ["States.ALL"], "IntervalSeconds": 1, "MaxAttempts": 1}],
+            Catch=[
+                {
+                    "ErrorEquals": ["States.ALL"],
+                    "Assign": {"why": "{% $states.errorOutput.Error %}"},
+                    "Output": "{% $states.input %}",
+                    "Next": "Caught",
+                }
+            ],
+            End=True,
+        ),
+        "Caught": {
+            "Type": "Succeed",
+            "Output": "{% $merge([$states.input, {'v': [$good, $why]}]) %}",
+        },
+    }
+    ended = run(states, {"in": 1})
+    assert ended["output"] == {"in": 1, "v": ["old", "States.QueryEvaluationError"]}
+    assert ended["history"].count("TaskScheduled") == 2
 
 
 def test_the_role_of_the_state_machine_is_asked(run):

@@ -339,6 +339,53 @@ def test_function_that_times_out(post: Post) -> None:
     assert post.copies(mailbox) == 1
 
 
+@pytest.mark.parametrize("action", ["forward-to-gmail", "bounce"])
+def test_result_that_lacks_its_outcome(
+    post: Post, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    (good, mailbox), bad = post.forwarded(), post.address(action, post.mailbox())
+    invoke = LambdaBackend.invoke
+
+    def without_outcome(self: Any, name: str, qualifier: Any, body: Any, *rest: Any) -> Any:
+        answer = invoke(self, name, qualifier, body, *rest)
+        return b"{}" if f'"delivery":{{"action":"{action}"' in _compact(body, bad) else answer
+
+    monkeypatch.setattr(LambdaBackend, "invoke", without_outcome)
+    run = post.dead_lettered(post.send(bad, good))
+    assert post.copies(mailbox) == 1
+    (letter,) = post.take()
+    assert letter.failure["error"] == "States.QueryEvaluationError"
+    assert letter.failure["recipients"] == [bad]
+    assert run.attempts[FORWARD if action == "forward-to-gmail" else BOUNCE] > 8
+
+
+def _compact(body: Any, recipient: str) -> str:
+    """The payload as JSON if it is of that recipient's delivery."""
+    payload = json.loads(body)
+    is_his = recipient in payload.get("delivery", {}).get("recipients", [])
+    return json.dumps(payload, separators=(",", ":")) if is_his else ""
+
+
+def test_action_of_a_later_release_is_parked(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    (good, mailbox), new = post.forwarded(), post.address("store")
+    invoke = LambdaBackend.invoke
+
+    def later_release(self: Any, name: str, qualifier: Any, body: Any, *rest: Any) -> Any:
+        answer = invoke(self, name, qualifier, body, *rest)
+        return answer.replace(b'"store"', b'"webhook"') if "router" in name else answer
+
+    monkeypatch.setattr(LambdaBackend, "invoke", later_release)
+    run = post.dead_lettered(post.send(new, good))
+    assert post.copies(mailbox) == 1
+    assert run.ended("dead-lettered") == {new}
+    (letter,) = post.take()
+    assert letter.queue == "InputDlq"
+    check_letter(
+        letter, run, "UnknownActionError", action="route", rule=new, recipients=[new],
+        cause="does not know the action webhook",
+    )  # fmt: skip
+
+
 # -- leases ----------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ ABSENT: list[tuple[str, ...]] = [
     OPTIONAL,
 ]
 # A field that no release knows yet.
-NOTE = {"by": "operator", "tickets": ["one"], "nested": {"empty": [], "text": ""}}
+NOTE = {"by": "operator", "tickets": ["one"], "nested": {"empty": [], "text": "", "no": None}}
 WAYS = ("queue", "direct", "email missing", "table out of order")
 
 
