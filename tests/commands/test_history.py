@@ -198,7 +198,7 @@ def task(state: str, *errors: str) -> Task:
         ("Forward to Gmail", ["GmailTemporaryError"] * 3, 20),
         ("Forward to Gmail", ["GmailTemporaryError"] * 20, 7200),
         # Each retrier counts for itself.
-        ("Forward to Gmail", ["GmailTemporaryError"] * 3 + ["DeliveryInProgressError"], 13),
+        ("Forward to Gmail", ["GmailTemporaryError"] * 3 + ["DeliveryInProgressError"], 60),
         ("Forward to Gmail", ["Surprise"] * 2, 10),
         ("Forward to Gmail", ["GmailTokenError"], None),
         ("Forward to Gmail", ["GmailTemporaryError"] * 33, None),

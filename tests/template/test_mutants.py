@@ -58,8 +58,8 @@ MUTANTS = [
     Mutant(
         "jitter on a lease",
         ASL,
-        "[DeliveryInProgressError], IntervalSeconds: 13",
-        "[DeliveryInProgressError], JitterStrategy: FULL, IntervalSeconds: 13",
+        "[DeliveryInProgressError], IntervalSeconds: 60",
+        "[DeliveryInProgressError], JitterStrategy: FULL, IntervalSeconds: 60",
         "retries",
     ),
     Mutant(
@@ -79,7 +79,9 @@ MUTANTS = [
     Mutant("TimeoutSeconds gone", ASL, "          TimeoutSeconds: 310\n", "", "timeouts"),
     Mutant("task gives up first", ASL, "TimeoutSeconds: 310", "TimeoutSeconds: 300", "timeouts"),
     Mutant("function outlives its task", TEMPLATE, "Timeout: 300", "Timeout: 400", "timeouts"),
-    Mutant("lease longer than the wait", ASL, "IntervalSeconds: 13", "IntervalSeconds: 9", "waits"),
+    Mutant(
+        "lease longer than the wait", ASL, "MaxDelaySeconds: 400", "MaxDelaySeconds: 300", "waits"
+    ),
     Mutant("bounce after 24 h", ASL, "MaxAttempts: 19", "MaxAttempts: 32", "waits"),
     Mutant(
         "longer lease in the code",
@@ -91,8 +93,8 @@ MUTANTS = [
     Mutant(
         "too many attempts for the history",
         ASL,
-        "IntervalSeconds: 13, BackoffRate: 2, MaxAttempts: 5",
-        "IntervalSeconds: 13, BackoffRate: 1, MaxAttempts: 30",
+        "MaxDelaySeconds: 400, MaxAttempts: 16",
+        "MaxDelaySeconds: 400, MaxAttempts: 24",
         "history_fits",
     ),
     Mutant(

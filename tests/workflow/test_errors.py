@@ -321,6 +321,26 @@ def test_killed_process(post: Post) -> None:
     assert post.copies(mailbox) == 1
 
 
+def test_three_crashed_attempts(post: Post) -> None:
+    """Each leaves a lease behind that has to run out."""
+    recipient, mailbox = post.forwarded()
+    post.cloud.google.faults.append(Fault(on="last_chunk", kind="hang", mailbox=mailbox, times=3))
+    begun = post.cloud.google.requests["last_chunk"]
+    message_id = post.send(recipient)
+
+    def hangs_or_ended(times: int) -> bool:
+        ended = any(run.status != "RUNNING" for run in post.runs(message_id))
+        return ended or post.cloud.google.requests["last_chunk"] > begun + times
+
+    for crash in range(3):
+        post.until(lambda n=crash: hangs_or_ended(n))
+        post.kill("gmail-forwarder")
+    run = post.delivered(message_id)
+    assert run.errors.count((FORWARD, "Runtime.ExitError")) == 3
+    assert (FORWARD, "DeliveryInProgressError") in run.errors
+    assert post.copies(mailbox) == 1
+
+
 def test_task_that_times_out(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("local.asl.TASK_TIMEOUT_FLOOR", 5.0)
     recipient, mailbox = post.forwarded()
@@ -391,7 +411,7 @@ def test_action_of_a_later_release_is_parked(post: Post, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("hours", [0.02, 1000], ids=["runs out", "for ever"])
 @pytest.mark.parametrize(
-    ("action", "attempts"), [("forward-to-gmail", 6), ("bounce", 5)], ids=["forward", "bounce"]
+    ("action", "attempts"), [("forward-to-gmail", 17), ("bounce", 17)], ids=["forward", "bounce"]
 )
 def test_lease_of_another_attempt(post: Post, action: str, attempts: int, hours: float) -> None:
     mailbox = post.mailbox() if action == "forward-to-gmail" else ""
