@@ -5,47 +5,50 @@ from typing import Any
 
 from ses_mail import clients, observe
 from ses_mail.observe import logger, metrics, tracer
-from ses_mail.sweep import Sweeper, Swept
+from ses_mail.sweep import HOURS, Sweeper
 
 _TIME_TO_END = 15_000
 
 
 class SweepFailedError(Exception):
-    """Some executions could not be swept; Lambda's error alarm tells, and the next run retries."""
+    """Some executions could not be swept; the error alarm says so, and the next run retries."""
 
 
 @tracer.capture_lambda_handler(capture_response=False, capture_error=False)
 @metrics.log_metrics
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
-    """A status change of an execution, or a scheduled event → {swept: [execution ARNs]}."""
+    """A status change of an execution, or the hourly event, maybe with `hours` → {swept: ARNs}."""
     sweeper = Sweeper(
-        clients.stepfunctions(),
-        clients.dynamodb(),
-        clients.sqs(),
-        os.environ["STATE_MACHINE_ARN"],
-        os.environ["DELIVERIES_TABLE"],
-        os.environ["INPUT_DLQ_URL"],
+        stepfunctions=clients.stepfunctions(),
+        dynamodb=clients.dynamodb(),
+        sqs=clients.sqs(),
+        state_machine_arn=os.environ["STATE_MACHINE_ARN"],
+        table=os.environ["DELIVERIES_TABLE"],
+        input_dlq_url=os.environ["INPUT_DLQ_URL"],
     )
-    arn = event.get("detail", {}).get("executionArn")
-    arns = [arn] if arn else sweeper.recently_dead()
+    changed = event.get("detail", {}).get("executionArn")
+    dead = [changed] if changed else sweeper.recently_dead(float(event.get("hours", HOURS)))
     swept, failed = [], []
-    for result in sweeper.sweep(
-        arns, lambda: context.get_remaining_time_in_millis() < _TIME_TO_END
-    ):
-        if isinstance(result, Swept):
-            swept.append(result.execution_arn)
+    for arn in sweeper.unmarked(dead):
+        if context.get_remaining_time_in_millis() < _TIME_TO_END:
+            break  # the next run goes on
+        try:
+            result = sweeper.sweep(arn)
+        except Exception as error:
+            # One execution must not take the others with it.
+            failed.append(arn)
+            code = observe.error_code(error)
+            logger.error("Sweep failed", executionArn=arn, error=code, cause=str(error))
+            continue
+        if result:
+            swept.append(arn)
             logger.warning(
                 "Execution swept",
                 messageId=result.message_id,
-                executionArn=result.execution_arn,
+                executionArn=arn,
                 error=result.error,
             )
             observe.count("Swept")
-        else:
-            failed.append(result[0])
-            arn, error = result
-            code = observe.error_code(error)
-            logger.error("Sweep failed", executionArn=arn, error=code, cause=str(error))
     if failed:
         raise SweepFailedError(f"{len(failed)} executions could not be swept, first {failed[0]}")
     return {"swept": swept}

@@ -6,7 +6,7 @@ that caught its failures itself has left the mark `PARKED#{execution name}` in t
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 
 DEAD: tuple["ExecutionStatusType", ...] = ("FAILED", "TIMED_OUT", "ABORTED")
 # The hourly run looks at what stopped in this time; lists and events lag.
-_WINDOW = 3 * 3600
-# An execution lives at most about two days: retries of 44.8 h, and waits for leases.
-_LONGEST_RUN = 3 * 24 * 3600
-_DAY = 24 * 3600
+HOURS = 3.0
+_HOUR, _DAY = 3600, 24 * 3600
 # After 90 days Step Functions forgets an execution, and nobody asks for its mark any more.
 _MARK_DAYS = 91
 
@@ -33,16 +31,15 @@ class StillRunningError(Exception):
     """DescribeExecution lags behind the event that the execution stopped; asked again later."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Swept:
     """One execution whose email was parked; error is the execution's, or its status."""
 
     message_id: str
-    execution_arn: str
     error: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sweeper:
     """Looks at the dead executions of one state machine."""
 
@@ -53,43 +50,27 @@ class Sweeper:
     table: str
     input_dlq_url: str
 
-    def recently_dead(self) -> list[str]:
-        """ARNs of executions that died in the last 3 h, newest start first."""
-        now = clock.now()
+    def recently_dead(self, hours: float = HOURS) -> list[str]:
+        """ARNs of executions that stopped in the last hours, however long ago they started.
+
+        The list is ordered by start, and an execution may run for days: all of it is read.
+        """
+        since = clock.now() - hours * _HOUR
+        paginator = self.stepfunctions.get_paginator("list_executions")
         return [
             execution["executionArn"]
             for status in DEAD
-            for execution in self._list(status, now - _WINDOW - _LONGEST_RUN)
-            if execution["stopDate"].timestamp() > now - _WINDOW
+            for page in paginator.paginate(
+                stateMachineArn=self.state_machine_arn,
+                statusFilter=status,
+                PaginationConfig={"PageSize": 1000},
+            )
+            for execution in page["executions"]
+            if execution["stopDate"].timestamp() > since
         ]
 
-    def _list(self, status: "ExecutionStatusType", started_after: float) -> Iterator[Any]:
-        pages = self.stepfunctions.get_paginator("list_executions").paginate(
-            stateMachineArn=self.state_machine_arn, statusFilter=status
-        )
-        for page in pages:
-            for execution in page["executions"]:
-                if execution["startDate"].timestamp() < started_after:
-                    return
-                yield execution
-
-    def sweep(
-        self, execution_arns: Iterable[str], out_of_time: Callable[[], bool]
-    ) -> Iterator[Swept | tuple[str, Exception]]:
-        """Park every execution without a mark; a failure comes as (ARN, error) and the others go
-        on. Stops early when out of time: the next hourly run goes on."""
-        for arn in self._unmarked(list(execution_arns)):
-            if out_of_time():
-                return
-            try:
-                swept = self._sweep_one(arn)
-            except Exception as error:
-                yield arn, error
-            else:
-                if swept:
-                    yield swept
-
-    def _sweep_one(self, arn: str) -> Swept | None:
+    def sweep(self, arn: str) -> Swept | None:
+        """Park the email of an execution; None if it did not die, or has parked it itself."""
         execution = self.stepfunctions.describe_execution(executionArn=arn)
         if execution["status"] == "RUNNING":
             raise StillRunningError(f"{arn} is still said to run")
@@ -115,9 +96,10 @@ class Sweeper:
             return None
         dead_letters.park(self.sqs, self.input_dlq_url, letter, instead=execution["input"])
         self._mark(message_id or notification.message_id_of(name), name)
-        return Swept(message_id, arn, error)
+        return Swept(message_id=message_id, error=error)
 
-    def _unmarked(self, arns: list[str]) -> list[str]:
+    def unmarked(self, arns: Sequence[str]) -> list[str]:
+        """Those of the executions whose names and emails have no mark."""
         keys = {arn: (notification.message_id_of(_name(arn)), _name(arn)) for arn in arns}
         marked = self._marked(set(keys.values()))
         return [arn for arn in keys if keys[arn] not in marked]

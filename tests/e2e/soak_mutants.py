@@ -75,21 +75,22 @@ MUTANTS = [
         "the Catch of Fetch email",
         "statemachines/process_email.asl.yaml",
         "      - ErrorEquals: [States.ALL]\n"
-        '        Comment: "Nothing was delivered yet: the whole email is parked."\n',
+        '        Comment: "Nothing was delivered yet: the whole email is one delivery to park."\n',
         "      - ErrorEquals: [NoSuchError]\n",
     ),
     Mutant(
         "the Catch of Look up routes",
         "statemachines/process_email.asl.yaml",
         "      - ErrorEquals: [States.ALL]\n"
-        '        Comment: "A database error is never `no rule`: the whole email is parked."\n',
+        '        Comment: "A database error is never `no rule`: the whole email is one delivery '
+        'to park."\n',
         "      - ErrorEquals: [NoSuchError]\n",
     ),
     Mutant(
         "the sweeper",
         "functions/sweeper.py",
-        "    arns = [arn] if arn else sweeper.recently_dead()\n",
-        "    arns: list[str] = []\n",
+        "    for arn in sweeper.unmarked(dead):\n",
+        "    for arn in []:\n",
     ),
     Mutant(
         "partial batches",

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,13 +22,14 @@ Sweep = Callable[..., list[str]]
 def run(
     aws: "Aws", context: "LambdaContext", logs: "Logs", monkeypatch: pytest.MonkeyPatch
 ) -> Sweep:
-    """`run()`: the hourly run; `run(arn)`: as the execution's status change calls it."""
+    """`run()`: the hourly run; `run(arn)`: as the execution's status change calls it;
+    `run(hours=…)`: as an operator calls it."""
     monkeypatch.setenv("STATE_MACHINE_ARN", aws.state_machine_arn)
     monkeypatch.setenv("DELIVERIES_TABLE", aws.deliveries_table)
     monkeypatch.setenv("INPUT_DLQ_URL", aws.input_dlq_url)
 
-    def invoke(arn: str = "") -> list[str]:
-        event = {"detail": {"executionArn": arn}} if arn else SCHEDULED
+    def invoke(arn: str = "", **more: Any) -> list[str]:
+        event = {"detail": {"executionArn": arn}} if arn else {**SCHEDULED, **more}
         return list(sweeper.handler(event, context)["swept"])
 
     return invoke
@@ -159,7 +160,7 @@ def test_one_that_still_runs_is_an_error_and_the_others_are_swept(
         run(running)
     notification["mail"]["messageId"] = "other"
     dead = start(aws, notification)
-    monkeypatch.setattr(sweep.Sweeper, "recently_dead", lambda _: [running, dead])
+    monkeypatch.setattr(sweep.Sweeper, "recently_dead", lambda *_: [running, dead])
     with pytest.raises(sweeper.SweepFailedError):
         run()
     assert [letter["body"]["mail"]["messageId"] for letter in aws.dead_letters()] == ["other"]
@@ -213,14 +214,30 @@ def test_out_of_time_it_stops_and_the_next_run_goes_on(
     assert len(run()) == 1
 
 
-def test_old_executions_are_not_looked_at(
+def test_what_stopped_longer_ago_is_only_looked_at_when_asked(
     run: Sweep, aws: "Aws", notification: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start(aws, notification)
+    dead = start(aws, notification)
     for hours in (4, 100):
         later = datetime.now(UTC).timestamp() + hours * 3600
         monkeypatch.setattr("ses_mail.clock.now", lambda later=later: later)
-        assert run() == []
+        assert run() == run(hours=hours - 0.5) == []
+    assert run(hours=101) == [dead]
+
+
+@pytest.mark.parametrize("days", [1, 6, 80])
+def test_what_stopped_just_now_is_seen_however_long_ago_it_started(
+    run: Sweep, aws: "Aws", notification: dict[str, Any], days: int
+) -> None:
+    """A hundred forwards of one email, 40 at a time, may wait for six days."""
+    dead = start(aws, notification)
+
+    def started_before(answer: dict[str, Any]) -> None:
+        for execution in answer["executions"]:
+            execution["startDate"] -= timedelta(days=days)
+
+    aws.wire.change("stepfunctions.ListExecutions", started_before)
+    assert run() == [dead]
 
 
 def test_the_sample_event_names_an_execution(event: Callable[..., Any]) -> None:

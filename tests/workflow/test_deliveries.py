@@ -42,6 +42,11 @@ def test_one_copy_per_mailbox_and_one_bounce(post: Post) -> None:
     assert [bounce["recipients"] for bounce in post.cloud.bounces[before:]] == [bounced]
 
 
+def test_one_recipient_takes_eight_transitions(post: Post) -> None:
+    recipient, _ = post.forwarded()
+    assert len(post.delivered(post.send(recipient)).entered) == 8
+
+
 def test_no_rule_is_stored(post: Post) -> None:
     stranger = post.sender()
     before = len(post.cloud.bounces)
