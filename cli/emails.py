@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from botocore.exceptions import ClientError
-from ses_mail import delivery_keys, notification, tables
+from ses_mail import delivery_keys, notification, stored_email, tables
+from ses_mail.errors import EmailNotFoundError
+from ses_mail.headers import Headers
 
 from . import history, letters
 from .history import Story
@@ -25,7 +28,7 @@ _PRIVATE = ("PK", "upload", "lease_token", "entity_type")
 _SLACK = timedelta(hours=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stored:
     """The email's object: size in bytes, and when the bucket's rule removes it, if ever."""
 
@@ -37,9 +40,9 @@ class Stored:
     expires: datetime | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Email:
-    """What was found; records are the deliveries table's items under their sort keys.
+    """What was found: stories oldest first, records of the deliveries table under their sort keys.
 
     queued are messages of the input queue, looked at only if the pipe is stopped. listed_since
     tells that executions which started before it were not listed, None that all were.
@@ -63,6 +66,17 @@ class Email:
         """The highest attempt that exists or waits."""
         ran = (int(story.redrive.get("attempt", 0)) for story in self.stories)
         return max([0, *ran, *(letter.attempt for letter in (*self.letters, *self.queued))])
+
+    @property
+    def receipt(self) -> Mapping[str, Any]:
+        """What SES said when it took the email; empty if nothing repeats it any more."""
+        for story in self.stories:
+            if receipt := story.input.get("receipt"):
+                return dict(receipt)
+        for letter in (*self.letters, *self.queued):
+            if notification := letter.notification:
+                return notification.receipt
+        return {}
 
 
 def look_up(session: Session, given: str, pages: int = 20) -> Email:
@@ -103,14 +117,14 @@ def look_up(session: Session, given: str, pages: int = 20) -> Email:
     listed, since = _listed(session, message_id, arrived, pages) if known or stored else ([], None)
     known |= dict(_stories(session, (arn for arn in listed if arn not in known)))
     return Email(
-        message_id,
-        tuple(sorted(known.values(), key=lambda story: story.started)),
-        {sk: record for sk, record in records.items() if not delivery_keys.execution_of(sk)},
-        tuple(waiting),
-        tuple(queued),
-        stored,
-        state,
-        since,
+        message_id=message_id,
+        stories=tuple(sorted(known.values(), key=lambda story: story.started)),
+        records={sk: r for sk, r in records.items() if not delivery_keys.execution_of(sk)},
+        letters=tuple(waiting),
+        queued=tuple(queued),
+        stored=stored,
+        pipe_state=state,
+        listed_since=since,
     )
 
 
@@ -124,13 +138,22 @@ def find_stored(session: Session, message_id: str) -> Stored | None:
             return None
         raise
     return Stored(
-        session.bucket,
-        key,
-        head["ContentLength"],
-        head["ETag"],
-        head["LastModified"],
-        _expiry(head.get("Expiration", "")),
+        bucket=session.bucket,
+        key=key,
+        size=head["ContentLength"],
+        etag=head["ETag"],
+        since=head["LastModified"],
+        expires=_expiry(head.get("Expiration", "")),
     )
+
+
+def headers_of(session: Session, stored: Stored | None) -> Headers:
+    """The stored email's headers; none if it is gone."""
+    if stored is None:
+        return []
+    with suppress(EmailNotFoundError):
+        return stored_email.find(session.s3, stored.bucket, stored.key)[1]
+    return []
 
 
 def _expiry(header: str) -> datetime | None:

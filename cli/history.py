@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from ses_mail.addresses import canonical
+
 Event = Mapping[str, Any]
 
 _VERDICTS = {"Drop as virus": "virus", "Store as loop": "loop", "Deliver as spam": "SPAM"}
@@ -76,7 +78,7 @@ class Step:
     what: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Story:
     """An execution, told; verdict is `virus`, `loop`, `SPAM`, or empty."""
 
@@ -104,6 +106,10 @@ class Story:
         everyone = self.input.get("receipt", {}).get("recipients", [])
         return list(self.redrive.get("recipients", everyone))
 
+    def of(self, recipient: str) -> list[Delivery]:
+        """What it did, or tries to do, for a recipient."""
+        return [d for d in self.deliveries if has(d.recipients, recipient)]
+
     @property
     def rules(self) -> tuple[str, ...]:
         """The rules that matched, in order."""
@@ -130,6 +136,11 @@ class Story:
         return ((self.stopped or self.started) - self.started).total_seconds() * 1000
 
 
+def has(recipients: Iterable[str], recipient: str) -> bool:
+    """Whether an address is among them, however it is written."""
+    return canonical(recipient) in map(canonical, recipients)
+
+
 def tell(execution: Mapping[str, Any], history: Iterable[Event]) -> Story:
     """From DescribeExecution (input as text or parsed) and GetExecutionHistory, oldest first."""
     teller = _Teller()
@@ -137,18 +148,18 @@ def tell(execution: Mapping[str, Any], history: Iterable[Event]) -> Story:
         teller.take(event)
     given = execution["input"]
     return Story(
-        execution["name"],
-        execution["executionArn"],
-        execution["status"],
-        execution.get("error", ""),
-        execution.get("cause", ""),
-        execution["startDate"],
-        execution.get("stopDate"),
-        json.loads(given) if isinstance(given, str) else given,
-        teller.verdict,
-        tuple(teller.deliveries + teller.parked),
-        tuple(teller.tasks.values()),
-        tuple(teller.steps),
+        name=execution["name"],
+        arn=execution["executionArn"],
+        status=execution["status"],
+        error=execution.get("error", ""),
+        cause=execution.get("cause", ""),
+        started=execution["startDate"],
+        stopped=execution.get("stopDate"),
+        input=json.loads(given) if isinstance(given, str) else given,
+        verdict=teller.verdict,
+        deliveries=tuple(teller.deliveries + teller.parked),
+        tasks=tuple(teller.tasks.values()),
+        steps=tuple(teller.steps),
     )
 
 

@@ -16,10 +16,10 @@ from ses_mail.notification import Notification
 
 from .history import error_message
 from .output import iso
-from .session import INPUT_QUEUE, Session
+from .session import Session
 
 if TYPE_CHECKING:
-    from mypy_boto3_sqs.type_defs import MessageAttributeValueTypeDef, MessageTypeDef
+    from mypy_boto3_sqs.type_defs import MessageTypeDef
 
 # Seconds for which what is looked at stays hidden from others if we die meanwhile; long enough to
 # read tens of thousands of messages.
@@ -43,7 +43,7 @@ class Dlq(StrEnum):
         }[self]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Letter:
     """A message of a queue; queue is the queue's name, id SQS's, receipt the right to delete it."""
 
@@ -149,21 +149,19 @@ def held(
                 MessageAttributeNames=["All"],
                 MessageSystemAttributeNames=["SentTimestamp", "ApproximateReceiveCount"],
             ).get("Messages", [])
-            fresh = False
-            for message in messages:
-                letter = _letter(f"{queue}-{session.environment}", message)
-                known = letter.id in met
-                met.add(letter.id)
-                handles[letter.id] = letter.receipt
-                if not known:
-                    fresh = True
-                    seen += 1
-                    yield letter
+            received = [_letter(f"{queue}-{session.environment}", each) for each in messages]
+            # Of all, before any is looked at: what follows may be interrupted.
+            handles.update((letter.id, letter.receipt) for letter in received)
+            fresh = [letter for letter in received if letter.id not in met]
+            met.update(letter.id for letter in fresh)
+            seen += len(fresh)
+            yield from fresh
             if not fresh:
                 return  # nothing, or only what shows again since reading took so long
 
     def delete(letter: Letter) -> None:
-        session.sqs.delete_message(QueueUrl=url, ReceiptHandle=handles.pop(letter.id))
+        session.sqs.delete_message(QueueUrl=url, ReceiptHandle=handles[letter.id])
+        del handles[letter.id]
 
     try:
         yield receive(), delete
@@ -185,28 +183,14 @@ def peek(session: Session, queue: str, limit: int | None = None) -> list[Letter]
         return sorted(letters, key=lambda letter: letter.sent)
 
 
-def send_back(session: Session, letter: Letter) -> None:
-    """Send a letter to the input queue as it is, with its attributes."""
-    attributes: dict[str, MessageAttributeValueTypeDef] = {
-        name: {"DataType": value["DataType"], "StringValue": value["StringValue"]}
-        for name, value in letter.attributes.items()
-        if "StringValue" in value  # the others are none that we write
-    }
-    session.sqs.send_message(
-        QueueUrl=session.queue_url(INPUT_QUEUE),
-        MessageBody=letter.text,
-        MessageAttributes=attributes,
-    )
-
-
 def _letter(queue: str, message: MessageTypeDef) -> Letter:
     system = message.get("Attributes", {})
     return Letter(
-        queue,
-        message["MessageId"],
-        message["Body"],
-        dict(message.get("MessageAttributes", {})),
-        datetime.fromtimestamp(int(system["SentTimestamp"]) / 1000, UTC),
-        int(system["ApproximateReceiveCount"]),
-        message["ReceiptHandle"],
+        queue=queue,
+        id=message["MessageId"],
+        text=message["Body"],
+        attributes=dict(message.get("MessageAttributes", {})),
+        sent=datetime.fromtimestamp(int(system["SentTimestamp"]) / 1000, UTC),
+        receives=int(system["ApproximateReceiveCount"]),
+        receipt=message["ReceiptHandle"],
     )

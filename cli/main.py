@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from contextvars import copy_context
+from importlib import metadata
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 from botocore.exceptions import BotoCoreError, ClientError
 from google.auth.exceptions import GoogleAuthError
+from typer.core import TyperGroup
 
+from . import hints, refusals
 from .commands.dlq import dlq
 from .commands.find import find
 from .commands.health import health
@@ -24,10 +30,22 @@ from .session import Session
 
 # With a value, or without one; main() lets them stand anywhere.
 _VALUED = ("--env", "--profile", "--region", "--endpoint-url")
-_FLAGS = ("--json",)
+_FLAGS = ("--json", "--version")
+
+
+class _Sesmail(TyperGroup):
+    """The whole command; knows where AWS was asked when it refuses."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ClientError, BotoCoreError) as error:
+            raise CommandError(refusals.explained(error, ctx.obj)) from error
+
 
 app = typer.Typer(
     name="sesmail",
+    cls=_Sesmail,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -46,6 +64,12 @@ app.command()(pause)
 app.command()(resume)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"sesmail {metadata.version('ses-mail')}")  # noqa: T201
+        raise typer.Exit
+
+
 @app.callback()
 def choose(
     context: typer.Context,
@@ -62,14 +86,74 @@ def choose(
     ] = None,
     endpoint_url: Annotated[
         str | None,
-        typer.Option(help="Another AWS, such as the one of `make local`.", show_default=False),
+        typer.Option(
+            envvar="AWS_ENDPOINT_URL",
+            help="Another AWS, such as the one of `make local`.",
+            show_default=False,
+        ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Answer in JSON, for machines.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Answer in JSON, one object a line, for machines.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = False,
 ) -> None:
     """Operate ses-mail: rules, emails, dead letters, tokens and the pipe of one environment."""
     if env not in ("test", "prod"):
         raise typer.BadParameter(f"{env!r} is neither test nor prod", param_hint="--env")
+    for option, value in {"--profile": profile, "--region": region}.items():
+        if value is not None and not value.strip():
+            raise typer.BadParameter("it is empty: give one, or leave it out", param_hint=option)
+    if endpoint_url is not None and not _is_url(endpoint_url):
+        raise typer.BadParameter(
+            f"{endpoint_url!r} is not a URL such as http://127.0.0.1:4566",
+            param_hint="--endpoint-url",
+        )
+    hints.choose(_repeated(context))
     context.obj = Session(env, profile, region, endpoint_url, json)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _repeated(context: typer.Context) -> dict[str, str]:
+    """The options that a hint needs; variables hold in the shell that it is pasted into.
+
+    But the environment: nothing is more easily pasted into the wrong window.
+    """
+    given = {}
+    for option in _VALUED:
+        name = option.removeprefix("--").replace("-", "_")
+        source = context.get_parameter_source(name)
+        wanted = ("COMMANDLINE", "ENVIRONMENT") if option == "--env" else ("COMMANDLINE",)
+        if source is not None and source.name in wanted:
+            given[option] = str(context.params[name])
+    return given
+
+
+def _with_global_options() -> Any:
+    """The command, each of whose subcommands shows the global options in its help."""
+    root = typer.main.get_command(app)
+    shown = []
+    for parameter in root.params:
+        if parameter.opts[0] in (*_VALUED, *_FLAGS):
+            option: Any = copy.copy(parameter)
+            option.expose_value, option.is_eager, option.callback = False, False, None
+            option.rich_help_panel = "Options of every command"
+            shown.append(option)
+    below = list(root.commands.values())  # type: ignore[attr-defined]
+    while below:
+        command = below.pop()
+        command.params += shown
+        below += getattr(command, "commands", {}).values()
+    return root
 
 
 def hoist(arguments: Sequence[str]) -> list[str]:
@@ -97,8 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = hoist(sys.argv[1:] if arguments is None else arguments)
     try:
         # Ends the process itself: well, with a command's own code, or for wrong usage with 2.
-        app(given, prog_name="sesmail")
-    except (CommandError, ClientError, BotoCoreError, GoogleAuthError) as error:
+        copy_context().run(_with_global_options(), given, prog_name="sesmail")
+    except (CommandError, GoogleAuthError, OSError) as error:
         if "--json" in given:
             show_json({"error": str(error)})
         say(f"Error: {error}")

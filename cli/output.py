@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import typer
+from boto3.dynamodb.types import Binary
 from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -63,9 +66,15 @@ def age(at: datetime) -> str:
     seconds = int(clock.now() - at.timestamp())
     if seconds == 0:
         return "now"
-    unit, size = next((u, size) for u, size in _UNITS if abs(seconds) >= 2 * size or size == 1)
-    number = abs(seconds) // size
-    return f"{number} {unit} ago" if seconds > 0 else f"in {number} {unit}"
+    return f"{span(seconds)} ago" if seconds > 0 else f"in {span(-seconds)}"
+
+
+def span(seconds: float | None) -> str:
+    """How long something is: `42 s`, `3 h`; empty if nobody knows."""
+    if seconds is None:
+        return ""
+    unit, size = next((u, size) for u, size in _UNITS if seconds >= 2 * size or size == 1)
+    return f"{int(seconds) // size} {unit}"
 
 
 def iso(at: datetime | None) -> str | None:
@@ -76,9 +85,10 @@ def iso(at: datetime | None) -> str | None:
 # -- answers ---------------------------------------------------------------------------------------
 
 
-def show_json(value: Any) -> None:
-    """One JSON document; times are RFC 3339 in UTC."""
-    print(json.dumps(value, indent=2, default=_json, ensure_ascii=False))  # noqa: T201
+def show_json(*values: Any) -> None:
+    """One JSON object a line: one for a thing, one per item of a list; times are RFC 3339, UTC."""
+    for value in values:
+        print(json.dumps(value, default=_json, ensure_ascii=False))  # noqa: T201
 
 
 def _json(value: Any) -> Any:
@@ -87,8 +97,8 @@ def _json(value: Any) -> Any:
     if isinstance(value, Decimal):
         return int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, set | frozenset):
-        return sorted(value, key=str)
-    return str(value)
+        return sorted(value, key=repr)
+    return repr(value) if isinstance(value, Binary) else str(value)
 
 
 def show_table(
@@ -200,6 +210,18 @@ def say(text: str) -> None:
     Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)
 
 
+@contextmanager
+def written(path: Path, mode: str) -> Iterator[IO[str]]:
+    """The file open for writing, its folders made; raises InvalidInputError if it cannot be had."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open(mode, encoding="utf-8")
+    except OSError as error:
+        raise InvalidInputError(f"{path} cannot be written: {error.strerror}") from None
+    with file:
+        yield file
+
+
 def confirm(question: str, yes: bool) -> None:
     """Ask before anything is changed that cannot be taken back.
 
@@ -235,7 +257,8 @@ def cell(value: Any) -> str:
         return when(value)
     if isinstance(value, list | tuple | set | frozenset):
         return ", ".join(map(cell, value))
-    return _plain(str(value))
+    # Binary of boto3 has a str() that fails.
+    return _plain(repr(value) if isinstance(value, Binary) else str(value))
 
 
 def _plain(text: str) -> str:

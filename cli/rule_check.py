@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ses_mail import addresses, outcomes, route_table, routing
-from ses_mail.credentials import parameter_name
 
 from . import rules
+from .hints import hint
+from .tokens import Tokens
 
 DEFECT, NOTE = "defect", "note"
 
@@ -24,15 +25,6 @@ class Finding:
     severity: str
     problem: str
     advice: str
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Which parameters with Gmail credentials exist."""
-
-    default: str
-    prefix: str
-    parameters: frozenset[str]
 
 
 def findings(
@@ -66,7 +58,7 @@ def _never_read(item: Item) -> Finding:
         str(item["PK"]),
         DEFECT,
         f"never read: its key is PK {item['PK']}, SK {item['SK']}",
-        f"enter it with sesmail routes add (the router reads SK {route_table.SORT_KEY} under "
+        f"enter it with {hint('routes', 'add')} (the router reads SK {route_table.SORT_KEY} under "
         "PK ROUTE#…) and delete this item",
     )
 
@@ -74,10 +66,10 @@ def _never_read(item: Item) -> Finding:
 def _of_item(pattern: str, item: Item) -> Iterator[Finding]:
     if defect := rules.defect_of(item):
         if item.get("enabled", True) is False:
-            advice = "mend it before it is enabled, or remove it"
+            advice = "fix it before it is enabled, or remove it"
             yield Finding(pattern, NOTE, f"disabled, and {defect}", advice)
         else:
-            advice = "mend it: sesmail routes update, or remove and add"
+            advice = f"fix it: {hint('routes', 'update', pattern)}, or remove and add"
             yield Finding(pattern, DEFECT, defect, advice)
     if item.get("recipient", pattern) != pattern:
         yield Finding(
@@ -165,17 +157,17 @@ def _of_mailboxes(enabled: Iterable[routing.Rule], tokens: Tokens | None) -> Ite
     served: dict[str, str] = {}  # by the default: mailbox → the first pattern that leads there
     for rule in enabled:
         for mailbox in rule.targets:
-            own = parameter_name(tokens.prefix, mailbox)
-            if own in tokens.parameters:
+            if tokens.own(mailbox) in tokens.parameters:
                 continue
-            if tokens.default in tokens.parameters:
+            if tokens.has_default:
                 served.setdefault(mailbox, rule.pattern)
                 continue
             yield Finding(
                 rule.pattern,
                 DEFECT,
-                f"no credentials for {mailbox}: neither {own} nor {tokens.default} exists",
-                f"sesmail token set --mailbox {mailbox} --file token.json",
+                f"no credentials for {mailbox}: neither {tokens.own(mailbox)} nor "
+                f"{tokens.default} exists",
+                _set_token(mailbox),
             )
     if len(served) > 1:
         for mailbox, pattern in served.items():
@@ -184,8 +176,12 @@ def _of_mailboxes(enabled: Iterable[routing.Rule], tokens: Tokens | None) -> Ite
                 NOTE,
                 f"{mailbox} is one of {len(served)} mailboxes that rely on {tokens.default}, which "
                 "serves more than one only if it is a service account",
-                f"else sesmail token set --mailbox {mailbox} --file token.json",
+                f"else {_set_token(mailbox)}",
             )
+
+
+def _set_token(mailbox: str) -> str:
+    return hint("token", "set", "--mailbox", mailbox, "--file", "token.json")
 
 
 def _of_all(
@@ -196,7 +192,7 @@ def _of_all(
             "*",
             NOTE,
             "there is no such rule: mail to unknown addresses is stored, with an alarm",
-            "sesmail routes add '*' bounce, if strangers shall be told",
+            f"{hint('routes', 'add', '*', 'bounce')}, if strangers shall be told",
         )
     elif received and all(_is_covered(recipient, enabled) for recipient in received):
         yield Finding(

@@ -11,6 +11,7 @@ from ses_mail import clock, route_table, tables
 
 from . import rules
 from .errors import ChangedMeanwhileError, InvalidInputError, NotFoundError
+from .hints import hint
 from .session import Session
 
 _KNOWN = {"entity_type", "recipient", "action", "target", "enabled", "description"} | {
@@ -39,7 +40,7 @@ def all_rules(session: Session) -> list[dict[str, Any]]:
 def find(session: Session, text: str) -> dict[str, Any]:
     """The rule whose pattern is exactly that, or else that in canonical form.
 
-    A pattern put by hand may be in no canonical form, and must be found to be mended.
+    A pattern put by hand may be in no canonical form, and must be found to be fixed.
     """
     patterns = [text]
     try:
@@ -47,7 +48,9 @@ def find(session: Session, text: str) -> dict[str, Any]:
     except InvalidInputError as error:
         refusal = str(error)
     else:
-        refusal = f"there is no rule for {patterns[-1]}: sesmail routes list --all shows all"
+        refusal = (
+            f"there is no rule for {patterns[-1]}: {hint('routes', 'list', '--all')} shows all"
+        )
     keys = [route_table.key(pattern) for pattern in dict.fromkeys(patterns) if pattern]
     found = {
         route_table.pattern(item): item
@@ -125,5 +128,5 @@ def _told(error: ClientError, item: Item) -> Exception:
     pattern = route_table.pattern(item)
     return ChangedMeanwhileError(
         f"the rule for {pattern} was changed by somebody else just now: "
-        f"look at it (sesmail routes show '{pattern}') and try again"
+        f"look at it ({hint('routes', 'show', pattern)}) and try again"
     )

@@ -109,7 +109,10 @@ def from_item(item: Mapping[str, Any]) -> Wanted:
         raise InvalidInputError(defect)
     action = str(item["action"])
     targets = _listed(item.get("target")) if action == routing.FORWARD else []
-    return wanted(pattern, action, targets, enabled, str(item.get("description", "")))
+    description = item.get("description")
+    # It means nothing to the router, so a person with the console may have put anything there.
+    text = description if isinstance(description, str) else ""
+    return wanted(pattern, action, targets, enabled, text)
 
 
 def defect_of(item: Mapping[str, Any]) -> str:
@@ -129,6 +132,50 @@ def defect_of(item: Mapping[str, Any]) -> str:
     return ""
 
 
+def changed(
+    item: Mapping[str, Any],
+    action: str | None,
+    targets: Sequence[str],
+    description: str | None,
+) -> dict[str, Any]:
+    """The attributes that a change writes, whatever the item holds; what is not given stays.
+
+    Raises InvalidInputError for what cannot be meant, or if a rule that works no longer would. One
+    that was malformed may stay so (see defect_of), and is nearer to a rule.
+    """
+    pattern, before = route_table.pattern(item), item.get("action")
+    if canonical_pattern(pattern) != pattern:
+        raise InvalidInputError(
+            f"{pattern} never matches: add {canonical_pattern(pattern)} and remove this one"
+        )
+    if action is not None and action not in routing.ACTIONS:
+        raise InvalidInputError(
+            f"{pattern}: unknown action {action!r}, expected one of {', '.join(routing.ACTIONS)}"
+        )
+    after = before if action is None else action
+    given: dict[str, Any] = {"entity_type": "ROUTE", "recipient": pattern}
+    if action is not None:
+        given["action"] = action
+    if description is not None:
+        given["description"] = description
+    if targets:
+        # Under an action that is malformed too, they wait for the right one.
+        kept = wanted(pattern, after if after in routing.ACTIONS else routing.FORWARD, targets)
+        given["target"] = kept.attributes()["target"]
+    elif action is not None and _is_idle(action):
+        given["target"] = ""
+    elif action == routing.FORWARD and _is_idle(before):
+        raise InvalidInputError(f"{pattern}: {action} needs at least one target")
+    if not defect_of(item) and (defect := defect_of({**item, **given})):
+        raise InvalidInputError(defect)
+    return given
+
+
+def _is_idle(action: Any) -> bool:
+    """Whether the targets of such a rule do nothing, and were never meant to."""
+    return action in routing.ACTIONS and action != routing.FORWARD
+
+
 def described(item: Mapping[str, Any]) -> dict[str, Any]:
     """A table item for people and machines, malformed or not."""
     return {
@@ -146,7 +193,7 @@ def described(item: Mapping[str, Any]) -> dict[str, Any]:
 
 def _listed(target: Any) -> list[Any]:
     if isinstance(target, set):
-        return sorted(target, key=str)
+        return sorted(target, key=repr)
     if isinstance(target, list):
         return target
     return [target] if target else []
@@ -185,22 +232,27 @@ def difference(before: Mapping[str, Any] | None, attributes: Mapping[str, Any]) 
         return "added"
     after = {**before, **attributes}
     changes = []
-    if before.get("action") != after["action"]:
-        changes.append(f"action {before.get('action')} → {after['action']}")
+    if before.get("action") != after.get("action"):
+        changes.append(f"action {plain(before.get('action'))} → {plain(after.get('action'))}")
     if _mailboxes(before) != _mailboxes(after):
         changes.append(f"target {_mailboxes(before) or 'none'} → {_mailboxes(after) or 'none'}")
     if before.get("enabled", True) is not after.get("enabled", True):
-        changes.append("enabled" if after["enabled"] else "disabled")
+        changes.append("enabled" if after.get("enabled", True) else "disabled")
     if before.get("description", "") != after.get("description", ""):
         changes.append("description")
     return ", ".join(changes)
 
 
 def _mailboxes(item: Mapping[str, Any]) -> str:
-    if item.get("action") != routing.FORWARD:
+    if _is_idle(item.get("action")):
         return ""  # whatever stands there does nothing
-    targets = map(str, _listed(item.get("target")))
+    targets = map(plain, _listed(item.get("target")))
     return ", ".join(sorted({addresses.mailbox(target) for target in targets}))
+
+
+def plain(value: Any) -> str:
+    """A value that a person may have put into the table, as text: bytes have none of their own."""
+    return value if isinstance(value, str) else "none" if value is None else repr(value)
 
 
 # -- files -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,11 @@ class Session:
     def stepfunctions(self) -> SFNClient:
         return self._boto3.client("stepfunctions", **self._options)
 
+    def look_around(self) -> None:
+        """Raise ClientError if the environment is not deployed here: what is not found in another
+        account or region says nothing."""
+        self.pipes.describe_pipe(Name=self.pipe)
+
     # -- names (the same in template.yaml) ---------------------------------------------------------
 
     @cached_property
@@ -91,6 +97,11 @@ class Session:
     @property
     def account(self) -> str:
         return self.caller["Account"]
+
+    @property
+    def profile_name(self) -> str:
+        """The profile in use, whoever chose it; `default` if nobody did."""
+        return self.profile or os.environ.get("AWS_PROFILE") or "default"
 
     @property
     def region_name(self) -> str:

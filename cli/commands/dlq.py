@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +15,21 @@ from ses_mail.errors import printable
 from ses_mail.notification import message_id_of
 
 from .. import automation
-from ..errors import CheckFailedError, InvalidInputError
-from ..letters import Dlq, Letter, held, peek, send_back
-from ..output import confirm, console, iso, progress, say, show_fields, show_json, show_table, when
+from ..errors import CheckFailedError, InvalidInputError, NotFoundError
+from ..hints import hint
+from ..letters import Dlq, Letter, held, peek
+from ..output import (
+    confirm,
+    iso,
+    progress,
+    say,
+    show_fields,
+    show_json,
+    show_table,
+    show_text,
+    when,
+    written,
+)
 from ..session import INPUT_QUEUE, Session
 
 QueueArgument = Annotated[Dlq, typer.Argument(help="Whose letters: input, forwarder or bouncer.")]
@@ -48,7 +61,7 @@ def list_queues(
     session: Session = context.obj
     rows = [_summary(session, queue, limit) for queue in Dlq]
     if session.as_json:
-        show_json({"queues": rows})
+        show_json(*rows)
         return
     show_table(
         ("queue", "name", "waiting", "in flight", "oldest", "errors"),
@@ -100,13 +113,15 @@ def show(
         for one in ([queue] if queue else Dlq)
         for letter in _chosen(session, one, message_id, None, limit)
     ]
+    if message_id and not letters:
+        raise NotFoundError(f"No letter of {message_id} can be seen")
     if session.as_json:
-        show_json({"letters": [letter.as_json() for letter in letters]})
+        show_json(*(letter.as_json() for letter in letters))
         return
     for letter in letters:
         _show(letter)
     if not letters:
-        console().print("No such letter.")
+        say("No letter.")
 
 
 def _chosen(
@@ -134,13 +149,13 @@ def _show(letter: Letter) -> None:
                 map(str, filter(None, (failure.get("action"), failure.get("target"))))
             ),
             "rule": failure.get("matchedRule"),
-            "error": letter.error or "none told (SNS or the pipe put it here)",
+            "error": letter.error or "none given (SNS or the pipe put it here)",
             "cause": printable(letter.cause),
             "when": when(failure.get("at") or letter.sent),
             "execution": failure.get("executionArn"),
         }
     )
-    console().print()
+    print()  # noqa: T201
 
 
 @dlq.command()
@@ -154,51 +169,51 @@ def redrive(
         int, typer.Option(min=1, max=1000, help="Letters per second at most.")
     ] = 10,
 ) -> None:
-    """Send dead letters back to the input queue, once their cause is mended.
+    """Send dead letters back to the input queue, once their cause is fixed.
 
-    Runs the document SESMail-DLQ-Redrive-{env}, again while its time limit ends it; the letters of
-    one email (--message-id) are sent from here. Rules are looked up anew, and what was delivered
-    is not delivered again. What fails anew counts as remaining.
+    Runs the document SESMail-DLQ-Redrive-{env}, again while its time limit ends it. Rules are
+    looked up again, and what was delivered is not delivered again. Ends with 3 if no letter was
+    found that fits, with 1 if one could not be sent.
 
     Example: sesmail dlq redrive forwarder --error GmailTokenError
     """
     session: Session = context.obj
-    if message_id:
-        answer = _redrive_one(session, queue, message_id, error, most)
-    else:
-        answer = _redrive_many(session, queue, error, most, velocity)
+    chosen = {
+        "Error": error or "",
+        "MessageId": message_id_of((message_id or "").rpartition(":")[2]),
+    }
+    answer = _redriven(session, queue, chosen, most, velocity)
+    if not answer["redriven"] and not answer["failed"]:
+        raise NotFoundError(_nothing_found(session, queue, chosen, answer))
     show_json(answer) if session.as_json else show_fields(answer)
-    if answer["remaining"]:
-        say("What remains failed anew, is held by another reader, or was beyond this run.")
     if answer["failed"]:
+        say("What failed stays in the queue, as it was: SQS did not take it. Try again.")
         raise typer.Exit(CheckFailedError.exit_code)
+    if answer["remaining"]:
+        say(
+            "What remains came in meanwhile (it may have failed again), is held by another reader, "
+            "or was beyond this run."
+        )
 
 
-def _redrive_one(
-    session: Session, queue: Dlq, message_id: str, error: str | None, most: int
-) -> dict[str, int]:
-    sent = left = 0
-    with held(session, queue.queue) as (letters, delete):
-        for letter in letters:
-            if not _fits(letter, message_id, error):
-                continue
-            if most and sent >= most:
-                left += 1
-                continue
-            # In this order: stopped between the two, the copy is dropped by its execution's name.
-            send_back(session, letter)
-            delete(letter)
-            sent += 1
-    if not sent:
-        say(f"No letter of {message_id} can be seen in {queue.queue}-{session.environment}.")
-    return {"redriven": sent, "failed": 0, "remaining": 0 if most else left}
+def _nothing_found(
+    session: Session, queue: Dlq, chosen: Mapping[str, str], answer: Mapping[str, Any]
+) -> str:
+    wanted = " and ".join(f"{name} {value}" for name, value in chosen.items() if value)
+    others = f"{answer['filtered']} others are there" if answer["filtered"] else "no other is there"
+    hidden = f", and {answer['remaining']} cannot be seen now" if answer["remaining"] else ""
+    return (
+        f"No letter{f' with {wanted}' if wanted else ''} is in "
+        f"{queue.queue}-{session.environment}: {others}{hidden}. Nothing was redriven"
+    )
 
 
-def _redrive_many(
-    session: Session, queue: Dlq, error: str | None, most: int, velocity: int
-) -> dict[str, int]:
+def _redriven(
+    session: Session, queue: Dlq, chosen: Mapping[str, str], most: int, velocity: int
+) -> dict[str, Any]:
+    """How many letters were sent back, refused by SQS, filtered out and left."""
     total = sum(_counts(session, queue.queue))
-    done = failed = remaining = 0
+    done = failed = filtered = remaining = 0
     with progress(session.as_json) as bar:
         task = bar.add_task("Redriving", total=min(total, most) if most else total)
 
@@ -211,19 +226,26 @@ def _redrive_many(
                 "SourceQueueUrl": session.queue_url(INPUT_QUEUE),
                 "MaxMessages": str(most - done if most else 0),
                 "VelocityPerSecond": str(velocity),
-                **({"Error": error} if error else {}),
+                **{name: value for name, value in chosen.items() if value},
             }
             outputs = automation.run(session, session.redrive_document, parameters, follow)
             moved = int(outputs["RedrivenCount"])
             done += moved
             failed, remaining = int(outputs["FailedCount"]), int(outputs["Remaining"])
+            filtered = int(outputs["SkippedCount"])
             if most and done >= most:
                 remaining = 0  # what was asked for is done
-            # A run that came to the queue's end left only what failed anew: sent back once more,
-            # mail whose cause is not mended would go in circles.
+            # A run that came to the queue's end left only what failed again: sent back once more,
+            # mail whose cause is not fixed would go in circles.
             if not (remaining and moved and _TIME_LIMIT in outputs["Summary"]):
                 break
-    return {"redriven": done, "failed": failed, "remaining": remaining}
+    return {
+        "redriven": done,
+        "failed": failed,
+        "filtered": filtered,
+        "remaining": remaining,
+        "summary": outputs["Summary"],
+    }
 
 
 @dlq.command()
@@ -235,8 +257,8 @@ def discard(
     save: Annotated[
         Path | None,
         typer.Option(
-            help="Where to keep what is discarded, as JSON lines.",
-            show_default="discarded-{queue}-{time}.jsonl",
+            help="Where to keep what is discarded, as JSON Lines.",
+            show_default="~/.local/state/sesmail/discarded-{queue}-{time}.jsonl",
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
@@ -255,22 +277,17 @@ def discard(
         )
     chosen = {x.id: x for x in _chosen(session, queue, message_id, error, None)}
     if not chosen:
-        say("No such letter; nothing was discarded.")
-        if session.as_json:
-            show_json({"discarded": [], "saved": None})
-        return
+        raise NotFoundError("No such letter can be seen; nothing was discarded")
     if not session.as_json:
         _list(list(chosen.values()))
     confirm(f"Discard {len(chosen)} letters of {queue.queue}-{session.environment}?", yes)
-    path = save or Path(f"discarded-{queue.value}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl")
+    path = save or _kept(queue)
     discarded: list[Letter] = []
-    # Received anew: while the question stood, a letter may have been redriven.
-    with (
-        path.open("a", encoding="utf-8") as file,
-        held(session, queue.queue) as (letters, delete),
-    ):
+    # Received again: while the question stood, a letter may have been redriven.
+    with written(path, "a") as file, held(session, queue.queue) as (letters, delete):
         for letter in letters:
             if letter.id in chosen:
+                # In this order: stopped between the two, there is a copy too many.
                 file.write(json.dumps(letter.as_json()) + "\n")
                 file.flush()
                 delete(letter)
@@ -278,10 +295,17 @@ def discard(
     if session.as_json:
         show_json({"discarded": [x.as_json() for x in discarded], "saved": str(path)})
         return
-    console().print(
+    show_text(
         f"Discarded {len(discarded)} of {len(chosen)} letters, kept in {path}. Their emails stay "
-        "in the bucket; to send one again: sesmail replay MESSAGE_ID",
-        markup=False,
+        f"in the bucket; to send one again: {hint('replay', 'MESSAGE_ID')}"
+    )
+
+
+def _kept(queue: Dlq) -> Path:
+    """Where no git looks: letters name people (XDG Base Directory Specification)."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(
+        state, "sesmail", f"discarded-{queue.value}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl"
     )
 
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from email.errors import HeaderParseError
-from email.header import decode_header
 from typing import Annotated, Any
 
 import typer
 from ses_mail import headers, stored_email
 from ses_mail.addresses import canonical
-from ses_mail.errors import EmailNotFoundError, printable
+from ses_mail.errors import EmailNotFoundError
 from ses_mail.headers import Headers
 from ses_mail.notification import SETUP_MESSAGE_ID
 from ses_mail.stored_email import StoredEmail
@@ -24,6 +21,7 @@ from .. import emails
 from ..errors import InvalidInputError
 from ..output import progress, show_json, show_table, when
 from ..session import Session
+from ..texts import shown
 
 # Nearly all headers fit; of others the rest is read too.
 _START = 64 * 1024
@@ -55,8 +53,8 @@ class Wanted:
 
     def by_headers(self, fields: Headers) -> bool:
         """Whether From and Subject fit; Return-Path counts as From."""
-        return _within(self.sender, _texts(fields, "from", "return-path")) and _within(
-            self.subject, _texts(fields, "subject")
+        return _within(self.sender, shown(fields, "from", "return-path")) and _within(
+            self.subject, shown(fields, "subject")
         )
 
     def by_recipient(self, recipients: Sequence[str]) -> bool:
@@ -93,6 +91,7 @@ def find(
     begin, end = moment(since, now), moment(until, now) if until else now + timedelta(days=1)
     if begin >= end:
         raise InvalidInputError(f"--since {since} is not before --until {until}")
+    session.look_around()  # S3 would answer from any region
     candidates = sorted(
         (stored for stored in _stored(session) if begin <= stored[1] < end),
         key=lambda stored: stored[1],
@@ -101,14 +100,7 @@ def find(
     wanted = Wanted(sender, to, subject)
     found = _search(session, candidates, wanted, limit)
     if session.as_json:
-        show_json(
-            {
-                "since": begin,
-                "until": end,
-                "candidates": len(candidates),
-                "emails": [_as_json(email) for email in found],
-            }
-        )
+        show_json(*map(_as_json, found))
         return
     show_table(
         ("message id", "date", "from", "to", "subject", "bytes"),
@@ -132,29 +124,6 @@ def moment(text: str, now: datetime) -> datetime:
             f"{text!r} is neither a span such as 7d nor a date such as 2026-11-24"
         ) from None
     return at if at.tzinfo else at.replace(tzinfo=UTC)
-
-
-def decoded(value: str) -> str:
-    """A header's value (Latin-1, see ses_mail.headers) for people: RFC 2047 and raw UTF-8 decoded,
-    never a control character."""
-    # Other charsets than UTF-8 are not named where bytes stand raw.
-    with suppress(UnicodeDecodeError):
-        value = value.encode("latin-1").decode("utf-8")
-    try:
-        pieces = decode_header(value)
-    except (HeaderParseError, ValueError):
-        pieces = [(value, None)]
-    return printable("".join(_piece(text, charset) for text, charset in pieces))
-
-
-def _piece(text: str | bytes, charset: str | None) -> str:
-    if isinstance(text, str):
-        return text
-    try:
-        # What stands between encoded words comes back as Python's own escape of it.
-        return text.decode(charset or "raw-unicode-escape", "replace")
-    except (LookupError, ValueError):
-        return text.decode("latin-1")
 
 
 def _stored(session: Session) -> Iterator[tuple[StoredEmail, datetime]]:
@@ -197,7 +166,7 @@ def _match(session: Session, email: StoredEmail, date: datetime, wanted: Wanted)
     message_id = email.key.removeprefix(emails.PREFIX)
     if not wanted.by_headers(fields):
         return None
-    recipients = _texts(fields, *_TO)
+    recipients = shown(fields, *_TO)
     if not wanted.by_recipient(recipients):
         recipients = emails.envelope(session, message_id)
         if not wanted.by_recipient(recipients):
@@ -205,9 +174,9 @@ def _match(session: Session, email: StoredEmail, date: datetime, wanted: Wanted)
     return Found(
         message_id,
         date,
-        ", ".join(_texts(fields, "from")),
+        ", ".join(shown(fields, "from")),
         ", ".join(dict.fromkeys(recipients)),
-        ", ".join(_texts(fields, "subject")),
+        ", ".join(shown(fields, "subject")),
         email.size,
     )
 
@@ -220,10 +189,6 @@ def _headers(session: Session, email: StoredEmail) -> Headers:
     except (EmailNotFoundError, session.s3.exceptions.NoSuchKey):
         return []  # expired this moment
     return headers.parse(headers.block_of(start))
-
-
-def _texts(fields: Headers, *names: str) -> list[str]:
-    return [decoded(value) for name in names for value in headers.values(fields, name)]
 
 
 def _within(wanted: str | None, texts: Sequence[str]) -> bool:

@@ -10,7 +10,7 @@ import typer
 
 from .. import automation
 from ..errors import CheckFailedError, CommandError
-from ..output import console, show_json, show_table
+from ..output import show_json, show_table, show_text, span, when
 from ..session import Session
 
 
@@ -40,17 +40,16 @@ def health(context: typer.Context) -> None:
 
 
 def _show(status: str, report: dict[str, Any]) -> None:
-    console().print(
-        f"{status} at {report['at']}: {report['environment']} in {report['region']}, account "
-        f"{report['account']}",
-        markup=False,
+    show_text(
+        f"{status} at {when(report['at'])}: {report['environment']} in {report['region']}, account "
+        f"{report['account']}"
     )
     for issue in report["issues"]:
-        console().print(f"• {issue}", markup=False)
+        show_text(f"• {issue}")
     show_table(
-        ("queue", "waiting", "in flight", "oldest (s)"),
+        ("queue", "waiting", "in flight", "oldest"),
         [
-            (q["name"], q.get("visible"), q.get("inFlight"), q.get("oldestSeconds"))
+            (q["name"], q.get("visible"), q.get("inFlight"), span(q.get("oldestSeconds")))
             for q in (report["inputQueue"], *report["deadLetters"])
         ],
     )
@@ -76,4 +75,4 @@ def _parts(report: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for alarm in report["alarms"]:
         # What is looked at above may be over, though its alarm looks back for longer.
         also = "" if alarm["issue"] else " (by itself not an issue: see above)"
-        yield f"alarm since {alarm['since']}", f"{alarm['name']}{also}"
+        yield f"alarm since {when(alarm['since'])}", f"{alarm['name']}{also}"

@@ -5,20 +5,27 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from botocore.exceptions import ClientError
 from ses_mail import route_table, routing
 from ses_mail.errors import printable
 
-from .. import rule_check, rule_table, rules
+from .. import refusals, rule_check, rule_table, rules, tokens
 from ..errors import ChangedMeanwhileError, CheckFailedError, InvalidInputError
-from ..output import confirm, progress, say, show_fields, show_json, show_table, when
+from ..hints import hint
+from ..output import (
+    confirm,
+    progress,
+    say,
+    show_fields,
+    show_json,
+    show_table,
+    when,
+    written,
+)
 from ..session import Session
-
-if TYPE_CHECKING:
-    from mypy_boto3_ssm.type_defs import ParameterStringFilterTypeDef
 
 routes = typer.Typer(
     no_args_is_help=True, help="Rules: list, change, test and check them, keep them in a file."
@@ -50,7 +57,7 @@ def list_rules(
     found = [rules.described(item) for item in rule_table.all_rules(session)]
     shown = [r for r in found if everything or (r["enabled"] is False) == disabled]
     if session.as_json:
-        show_json(shown)
+        show_json(*shown)
         return
     show_table(
         ["pattern", "action", "targets", "enabled", "description"],
@@ -62,9 +69,9 @@ def list_rules(
         folding=("targets", "description"),
     )
     if malformed := [r["pattern"] for r in shown if r["problem"]]:
-        say(f"Malformed: {', '.join(malformed)}. See sesmail routes check.")
+        say(f"Malformed: {', '.join(malformed)}. See {hint('routes', 'check')}")
     if hidden := len(found) - len(shown):
-        say(f"{hidden} more: --all shows them.")
+        say(f"{hidden} more: {hint('routes', 'list', '--all')}")
 
 
 @routes.command()
@@ -118,7 +125,8 @@ def add(
         item = rule_table.write(session, None, rule.attributes())
     except ChangedMeanwhileError:
         raise InvalidInputError(
-            f"there is a rule for {rule.pattern} already: change it with sesmail routes update"
+            f"there is a rule for {rule.pattern} already: change it with "
+            f"{hint('routes', 'update', rule.pattern)}"
         ) from None
     _show_change(session, item, "added")
 
@@ -138,7 +146,8 @@ def update(
 ) -> None:
     """Change a rule; it takes effect for the next email.
 
-    What is not given stays, and so does whether it is enabled.
+    What is not given stays, and so does whether it is enabled. A malformed rule may be fixed piece
+    by piece: as long as something is wrong, it says what, and ends with 1.
 
     Example: sesmail routes update support@example.com --target me@gmail.com --target you@gmail.com
     """
@@ -146,21 +155,7 @@ def update(
     if action is None and not target and description is None:
         raise InvalidInputError("nothing to change: give --action, --target or --description")
     before = rule_table.find(session, pattern)
-    described = rules.described(before)
-    chosen = action or str(described["action"])
-    kept = described["targets"] if routing.FORWARD == chosen == described["action"] else []
-    rule = rules.wanted(
-        _usable(before),
-        chosen,
-        target or map(str, kept),
-        described["enabled"],
-        str(described["description"]) if description is None else description,
-    )
-    if not isinstance(rule.enabled, bool):
-        raise InvalidInputError(
-            f"{rule.pattern}: enabled is {rule.enabled!r}: use sesmail routes enable or disable"
-        )
-    _change(session, before, rule.attributes())
+    _change(session, before, rules.changed(before, action, target or [], description))
 
 
 @routes.command()
@@ -173,7 +168,8 @@ def enable(context: typer.Context, pattern: Pattern) -> None:
     before = rule_table.find(session, pattern)
     rule = {**before, "enabled": True}
     if defect := rules.defect_of(rule):
-        raise InvalidInputError(f"{defect}; mend it first (sesmail routes update)")
+        fix = hint("routes", "update", route_table.pattern(before))
+        raise InvalidInputError(f"{defect}; fix it first: {fix}")
     _change(session, before, {"enabled": True})
 
 
@@ -239,7 +235,9 @@ def import_rules(
 @routes.command("export")
 def export_rules(
     context: typer.Context,
-    file: Annotated[Path | None, typer.Argument(help="Standard output by default.")] = None,
+    file: Annotated[
+        Path, typer.Argument(help="Where to; - is standard output.", show_default=False)
+    ] = Path("-"),
 ) -> None:
     """Write all rules, disabled ones too, as lines that import reads. Changes nothing.
 
@@ -248,18 +246,15 @@ def export_rules(
     session: Session = context.obj
     items = rule_table.all_rules(session)
     if bad := [defect for item in items if (defect := rules.defect_of(item))]:
-        raise CheckFailedError(
-            "\n".join(["these rules cannot be exported, mend them first:", *bad])
-        )
-    lines = [rules.from_item(item).as_line() for item in items]
-    if file is not None:
-        file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        answer = {"file": str(file), "rules": len(lines)}
-        show_json(answer) if session.as_json else show_fields(answer)
-    elif session.as_json:
-        show_json([rules.described(item) for item in items])
-    else:
-        sys.stdout.writelines(f"{line}\n" for line in lines)
+        raise CheckFailedError("\n".join(["these rules cannot be exported, fix them first:", *bad]))
+    lines = [f"{rules.from_item(item).as_line()}\n" for item in items]
+    if str(file) == "-":
+        sys.stdout.writelines(lines)
+        return
+    with written(file, "w") as out:
+        out.writelines(lines)
+    answer = {"file": str(file), "rules": len(lines)}
+    show_json(answer) if session.as_json else show_fields(answer)
 
 
 @routes.command()
@@ -278,7 +273,7 @@ def test(
         raise InvalidInputError(f"{unusable[0]!r} is no address")
     answers = explain(session, addresses)
     if session.as_json:
-        show_json(answers)
+        show_json(*answers)
     else:
         for number, answer in enumerate(answers):
             if number:
@@ -307,10 +302,10 @@ def check(context: typer.Context) -> None:
     session: Session = context.obj
     skipped: list[rule_check.Finding] = []
     received = _received(session, skipped)
-    tokens = _tokens(session, skipped)
-    found = rule_check.findings(rule_table.everything(session), received, tokens) + skipped
+    known = _tokens(session, skipped)
+    found = rule_check.findings(rule_table.everything(session), received, known) + skipped
     if session.as_json:
-        show_json([asdict(finding) for finding in found])
+        show_json(*(asdict(finding) for finding in found))
     else:
         show_table(
             ["pattern", "severity", "problem", "advice"],
@@ -338,29 +333,16 @@ def _received(session: Session, skipped: list[rule_check.Finding]) -> list[str] 
     return None
 
 
-def _tokens(session: Session, skipped: list[rule_check.Finding]) -> rule_check.Tokens | None:
-    """Names only: nothing is decrypted."""
-    default, prefix = session.default_token_parameter, session.mailbox_token_prefix
-    pages = session.ssm.get_paginator("describe_parameters")
-    filters: list[ParameterStringFilterTypeDef] = [
-        {"Key": "Name", "Option": "Equals", "Values": [default]},
-        {"Key": "Path", "Option": "OneLevel", "Values": [prefix.rstrip("/")]},
-    ]
+def _tokens(session: Session, skipped: list[rule_check.Finding]) -> tokens.Tokens | None:
     try:
-        found = [
-            parameter["Name"]
-            for wanted in filters
-            for page in pages.paginate(ParameterFilters=[wanted])
-            for parameter in page["Parameters"]
-        ]
+        return tokens.existing(session)
     except ClientError as error:
         skipped.append(_skipped(error, "which credentials there are"))
         return None
-    return rule_check.Tokens(default, prefix, frozenset(found))
 
 
 def _skipped(error: ClientError, what: str) -> rule_check.Finding:
-    if not error.response["Error"]["Code"].startswith("AccessDenied"):
+    if not refusals.is_denied(error):
         raise error
     return rule_check.Finding(
         "",
@@ -374,10 +356,13 @@ def _skipped(error: ClientError, what: str) -> rule_check.Finding:
 
 
 def _change(session: Session, before: dict[str, Any], attributes: dict[str, Any]) -> None:
-    if change := rules.difference(before, attributes):
-        _show_change(session, rule_table.write(session, before, attributes), change)
-    else:
-        _show_change(session, before, "")
+    change = rules.difference(before, attributes)
+    item = rule_table.write(session, before, attributes) if change else before
+    _show_change(session, item, change)
+    if defect := rules.defect_of(item):
+        say(f"Still malformed: {defect}")
+        if item.get("enabled", True) is not False:
+            raise typer.Exit(CheckFailedError.exit_code)
 
 
 def _show_change(session: Session, item: dict[str, Any], change: str) -> None:
@@ -385,16 +370,6 @@ def _show_change(session: Session, item: dict[str, Any], change: str) -> None:
         show_json({"change": change or None, "rule": rules.described(item)})
     else:
         show_fields({"rule": _sentence(item), "change": change or "none, it is so already"})
-
-
-def _usable(item: dict[str, Any]) -> str:
-    """The rule's pattern; raises InvalidInputError if it matches nothing, however it is changed."""
-    pattern = route_table.pattern(item)
-    if rules.canonical_pattern(pattern) != pattern:
-        raise InvalidInputError(
-            f"{pattern} never matches: add {rules.canonical_pattern(pattern)} and remove this one"
-        )
-    return pattern
 
 
 def _take(session: Session, steps: list[rules.Step]) -> None:
@@ -436,5 +411,5 @@ def _lines(file: Path) -> list[str]:
 
 def _sentence(item: dict[str, Any]) -> str:
     rule = rules.described(item)
-    targets = ", ".join(map(str, rule["targets"]))
-    return printable(f"{rule['pattern']} {rule['action']} {targets}".rstrip())
+    words = map(rules.plain, (rule["pattern"], rule["action"], *rule["targets"]))
+    return printable(" ".join(words))

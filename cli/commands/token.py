@@ -26,8 +26,10 @@ from ses_mail.credentials import (
 from ses_mail.errors import GmailTokenError
 from ses_mail.token_check import INVALID, UNKNOWN, VALID, ask_google
 
+from .. import refusals
 from ..errors import CheckFailedError, CommandError, InvalidInputError
-from ..output import progress, say, show_fields, show_json, show_table
+from ..hints import hint
+from ..output import progress, say, show_fields, show_json, show_table, when
 from ..session import Session
 
 # What ses_mail.credentials needs of each kind; the rest of the file (access tokens, project names)
@@ -82,6 +84,7 @@ def set_token(
         raise InvalidInputError("give either --file, or --consent with --client")
     address = _mailbox(mailbox)
     parameter = _parameter(session, address)
+    _refuse_elsewhere(session)
     text = _consented(_read(client), address, browser, port) if consent else _read(file)
     value = json.dumps(token_fields(text))
     try:
@@ -126,12 +129,14 @@ def check_tokens(context: typer.Context, mailbox: Mailbox = None) -> None:
             result, error = ask_google(token)
             rows.append(_row(token.parameter, token.mailbox, result, error, token))
     if not rows:
+        session.look_around()
         missing = _parameter(session, address)
         rows.append(_row(missing, address, INVALID, "missing_credentials", None))
     if session.as_json:
-        show_json(rows)
+        show_json(*rows)
     else:
-        show_table(list(rows[0]), [list(row.values()) for row in rows])
+        shown = [{**row, "last_modified": when(row["last_modified"])} for row in rows]
+        show_table(list(shown[0]), [list(row.values()) for row in shown])
     results = {row["result"] for row in rows}
     if INVALID in results:
         raise typer.Exit(CheckFailedError.exit_code)
@@ -153,7 +158,8 @@ def token_fields(text: str) -> dict[str, Any]:
         raise InvalidInputError("the token is no JSON object; nothing was changed")
     if "installed" in fields or "web" in fields:
         raise InvalidInputError(
-            "this is the OAuth client, no token yet: sesmail token set --consent --client FILE"
+            "this is the OAuth client, not a token yet: "
+            f"{hint('token', 'set', '--consent', '--client', 'FILE')}"
         )
     kind = fields.get("type", "authorized_user")
     if kind not in ("authorized_user", "service_account"):
@@ -164,12 +170,24 @@ def token_fields(text: str) -> dict[str, Any]:
     return {"type": kind} | {name: fields[name] for name in kept if name in fields}
 
 
+def _refuse_elsewhere(session: Session) -> None:
+    """Raise ClientError if no environment is deployed where the parameter would be put.
+
+    Who may put a token need not be allowed to look at a pipe.
+    """
+    try:
+        session.look_around()
+    except ClientError as error:
+        if not refusals.is_denied(error):
+            raise
+
+
 def _mailbox(address: str | None) -> str:
     """The mailbox of an option, or nothing for the default token."""
     if address is None:
         return ""
     if not addresses.is_address(address):
-        raise InvalidInputError(f"{address!r} is no address")
+        raise InvalidInputError(f"{address!r} is not an address")
     return addresses.mailbox(address)
 
 
@@ -231,8 +249,8 @@ def _refuse_bad(token: StoredToken) -> None:
     result, error = ask_google(token)
     if result == INVALID:
         raise CheckFailedError(
-            f"Google refuses this token: {error}. Nothing was changed; make a new one "
-            "(sesmail token set --consent)"
+            f"Google refuses this token: {error}. Nothing was changed; make a new one: "
+            f"{hint('token', 'set', '--consent', '--client', 'FILE')}"
         )
     if result == UNKNOWN:
         raise CommandError(

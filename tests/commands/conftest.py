@@ -27,7 +27,13 @@ class Ran:
 
     @property
     def json(self) -> Any:
+        """The one object that was printed."""
         return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[Any]:
+        """The objects of a list, one a line."""
+        return [json.loads(line) for line in self.out.splitlines()]
 
 
 Sesmail = Callable[..., Ran]
@@ -46,8 +52,9 @@ def sesmail(
 ) -> Sesmail:
     """Run a command line in this process, without a terminal; a wrong exit code fails the test,
     unless it is None."""
-    for name in ("AWS_PROFILE", "SESMAIL_ENV", "AWS_ENDPOINT_URL"):
+    for name in ("AWS_PROFILE", "SESMAIL_ENV"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", cloud.aws_url)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "operator")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "local")
     monkeypatch.setenv("AWS_REGION", REGION)
@@ -56,7 +63,7 @@ def sesmail(
     def run(line: str, *more: str, code: int | None = 0) -> Ran:
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            main(["--endpoint-url", cloud.aws_url, *shlex.split(line), *more])
+            main([*shlex.split(line), *more])
         captured = capsys.readouterr()
         ran = Ran(int(ended.value.code or 0), captured.out, captured.err)
         assert code is None or ran.code == code, ran

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cli import automation
+from cli.session import Session
 from tests.workflow.kit import Post
 
 from .conftest import Sesmail
@@ -23,7 +24,7 @@ def parked(post: Post, count: int = 1) -> tuple[str, list[str]]:
 
 
 def queues(sesmail: Sesmail) -> dict[str, Any]:
-    return {row["queue"]: row for row in sesmail("dlq list --json").json["queues"]}
+    return {row["queue"]: row for row in sesmail("dlq list --json").lines}
 
 
 def test_list_and_show_leave_everything_where_it_is(post: Post, sesmail: Sesmail) -> None:
@@ -38,13 +39,13 @@ def test_list_and_show_leave_everything_where_it_is(post: Post, sesmail: Sesmail
         assert [found[q]["visible"] for q in ("input", "forwarder")] == [1, 1]
         assert [found[q]["in_flight"] for q in ("input", "forwarder")] == [0, 0]
     assert "GmailTokenError 1" in sesmail("dlq list").out
-    (letter,) = sesmail("dlq show forwarder --json").json["letters"]
+    (letter,) = sesmail("dlq show forwarder --json").lines
     assert letter["message_id"] == message_id
     assert letter["letter"]["redrive"]["attempt"] == 1
     assert letter["letter"]["failure"]["target"] == mailbox
     assert "invalid_grant" in letter["cause"]
-    assert len(sesmail("dlq show --json").json["letters"]) == 2
-    assert len(sesmail(f"dlq show --message-id {message_id} --json").json["letters"]) == 1
+    assert len(sesmail("dlq show --json").lines) == 2
+    assert len(sesmail(f"dlq show --message-id {message_id} --json").lines) == 1
     shown = sesmail("dlq show").out
     assert message_id in shown
     assert "unknown action 'typo'" in shown
@@ -57,9 +58,9 @@ def test_letters_without_a_reason_and_without_sense(post: Post, sesmail: Sesmail
     for text in ("no JSON", "[1]", '{"original": "x", "failure": {"error": "E", "cause": "c"}}'):
         sqs.send_message(QueueUrl=url, MessageBody=text)
     assert queues(sesmail)["input"]["errors"] == {"no reason": 2, "E": 1}
-    letters = sesmail("dlq show input --json").json["letters"]
+    letters = sesmail("dlq show input --json").lines
     assert [letter["letter"] for letter in letters][:2] == ["no JSON", "[1]"]
-    assert "none told" in sesmail("dlq show input").out
+    assert "none given" in sesmail("dlq show input").out
 
 
 def test_redrive_delivers_all_once_the_token_is_mended(post: Post, sesmail: Sesmail) -> None:
@@ -80,8 +81,11 @@ def test_redrive_delivers_all_once_the_token_is_mended(post: Post, sesmail: Sesm
 
 def test_redrive_of_another_error_moves_nothing(post: Post, sesmail: Sesmail) -> None:
     parked(post)
-    answer = sesmail("dlq redrive forwarder --error GmailRejectedError --json").json
-    assert answer == {"redriven": 0, "failed": 0, "remaining": 0}
+    ran = sesmail("dlq redrive forwarder --error GmailRejectedError --json", code=3)
+    assert ran.json["error"] == (
+        "No letter with Error GmailRejectedError is in ses-gmail-forwarder-dlq-test: 1 others are "
+        "there. Nothing was redriven"
+    )
     assert len(post.take("GmailForwarderDlq")) == 1
 
 
@@ -118,7 +122,7 @@ def test_redrive_goes_on_after_the_time_limit(post: Post, sesmail: Sesmail) -> N
         answer = sesmail("dlq redrive bouncer --velocity 1 --json").json
     finally:
         ssm.update_document_default_version(Name=name, DocumentVersion=deployed["DocumentVersion"])
-    assert answer == {"redriven": 100, "failed": 0, "remaining": 0}
+    assert (answer["redriven"], answer["failed"], answer["remaining"]) == (100, 0, 0)
     assert len(runs(ssm)) >= len(before) + 3
     waiting = sqs.get_queue_attributes(
         QueueUrl=source, AttributeNames=["ApproximateNumberOfMessages"]
@@ -142,7 +146,8 @@ def test_redrive_of_one_email(post: Post, sesmail: Sesmail) -> None:
     mailbox, (first, second) = parked(post, 2)
     post.cloud.add_mailbox(mailbox)
     answer = sesmail(f"dlq redrive forwarder --message-id {second} --json").json
-    assert answer == {"redriven": 1, "failed": 0, "remaining": 0}
+    assert answer.pop("summary").startswith("1 redriven, 0 failed, 0 remaining, 1 others skipped")
+    assert answer == {"redriven": 1, "failed": 0, "filtered": 1, "remaining": 0}
     post.cloud.wait_idle()
     assert [run.status for run in post.runs(second)] == ["FAILED", "SUCCEEDED"]
     assert len(post.runs(first)) == 1
@@ -182,14 +187,86 @@ def test_discard_by_error_keeps_a_copy_of_itself(
     assert post.take() == []
 
 
+def test_discard_keeps_its_copy_where_no_git_looks(
+    post: Post, sesmail: Sesmail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parked(post)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    saved = Path(
+        sesmail("dlq discard forwarder --error GmailTokenError --yes --json").json["saved"]
+    )
+    assert saved.parent == tmp_path / "home/.local/state/sesmail"
+    assert len(saved.read_text().splitlines()) == 1
+
+
+def test_discard_that_is_killed_between_its_two_steps_loses_nothing(
+    post: Post, sesmail: Sesmail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever SQS deletes lies in the file by then."""
+    _, message_ids = parked(post, 2)
+    path = tmp_path / "kept.jsonl"
+    kept: list[str] = []
+
+    def die(params: dict[str, Any], **_: Any) -> None:
+        kept.extend(json.loads(line)["message_id"] for line in path.read_text().splitlines())
+        raise KeyboardInterrupt
+
+    make = Session.sqs.func
+
+    def doomed(session: Session) -> Any:
+        client = make(session)
+        client.meta.events.register("provide-client-params.sqs.DeleteMessage", die)
+        return client
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "sqs", property(doomed))
+        sesmail(f"dlq discard forwarder --error GmailTokenError --yes --save {path}", code=130)
+    assert len(kept) == 1
+    assert set(kept) < set(message_ids)
+    assert len(post.take("GmailForwarderDlq")) == 2
+
+
+def test_discard_to_a_file_that_cannot_be_written_discards_nothing(
+    post: Post, sesmail: Sesmail, tmp_path: Path
+) -> None:
+    parked(post)
+    line = f"dlq discard forwarder --error GmailTokenError --yes --save {tmp_path}"
+    assert f"{tmp_path} cannot be written: Is a directory" in sesmail(line, code=2).err
+    assert len(post.take("GmailForwarderDlq")) == 1
+
+
+@pytest.mark.parametrize("refused", [1, 2])
+def test_redrive_tells_failed_from_filtered(
+    post: Post, sesmail: Sesmail, monkeypatch: pytest.MonkeyPatch, refused: int
+) -> None:
+    """As the document tells it; that SQS refuses a letter is one of its own tests."""
+    outputs = {"RedrivenCount": "0", "FailedCount": str(refused), "SkippedCount": "3"}
+    outputs |= {"Remaining": str(refused), "Summary": "all of it"}
+    monkeypatch.setattr(automation, "run", lambda *_: outputs)
+    ran = sesmail("dlq redrive forwarder --error GmailTokenError --json", code=1)
+    assert ran.json == {
+        "redriven": 0,
+        "failed": refused,
+        "filtered": 3,
+        "remaining": refused,
+        "summary": "all of it",
+    }
+    assert "SQS did not take it" in ran.err
+    assert "all of it" in sesmail("dlq redrive forwarder", code=1).out
+
+
 @pytest.mark.parametrize(
     ("line", "code", "text"),
     [
         ("dlq discard forwarder --yes", 2, "Say which letters"),
-        ("dlq discard forwarder --error Nothing --yes", 0, "nothing was discarded"),
+        ("dlq discard forwarder --error Nothing --yes", 3, "nothing was discarded"),
         ("dlq redrive nowhere", 2, "nowhere"),
         ("dlq redrive bouncer --velocity 0", 2, "velocity"),
-        ("dlq redrive bouncer --message-id nosuch", 0, "No letter of nosuch"),
+        ("dlq redrive bouncer --message-id nosuch", 3, "No letter with MessageId nosuch"),
+        ("dlq redrive bouncer", 3, "No letter is in ses-bouncer-dlq-test: no other is there"),
+        ("dlq show --message-id nosuch", 3, "No letter of nosuch"),
     ],
 )
 def test_what_changes_nothing(

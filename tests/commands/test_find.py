@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.commands.find import decoded, moment
+from cli.commands.find import moment
 from cli.errors import InvalidInputError
+from cli.texts import decoded
 from tests.workflow.kit import Post
 
 from .conftest import Sesmail
@@ -20,7 +21,7 @@ def email(sender: str, to: str, subject: str, more: str = "") -> bytes:
 
 
 def ids(sesmail: Sesmail, line: str) -> list[str]:
-    return [e["message_id"] for e in sesmail(f"find {line} --json").json["emails"]]
+    return [e["message_id"] for e in sesmail(f"find {line} --json").lines]
 
 
 def test_by_sender_recipient_and_subject(post: Post, sesmail: Sesmail) -> None:
@@ -38,7 +39,7 @@ def test_by_sender_recipient_and_subject(post: Post, sesmail: Sesmail) -> None:
     assert ids(sesmail, "--from findme --subject 'Férias em grupo'") == [second]
     assert len(ids(sesmail, "--from findme --limit 1")) == 1
     assert ids(sesmail, "--from findme --until 1h") == []
-    (found,) = sesmail("find --from zoe@findme --json").json["emails"]
+    (found,) = sesmail("find --from zoe@findme --json").lines
     assert found["subject"] == "Férias 1"
     assert found["from"] == "Zoë <zoe@findme.example>"
     assert found["size"] > 0
@@ -74,7 +75,7 @@ def test_large_and_odd_headers(post: Post, sesmail: Sesmail) -> None:
     empty = post.send(post.address("store"), raw=b"")
     assert ids(sesmail, "--from large@findme") == [large]
     assert ids(sesmail, "--from last@findme --subject end") == [last]
-    (found,) = sesmail("find --from odd@findme --json").json["emails"]
+    (found,) = sesmail("find --from odd@findme --json").lines
     assert found["message_id"] == odd
     assert found["subject"].isprintable()
     shown = sesmail("find --from odd@findme").out

@@ -1,7 +1,12 @@
 """`sesmail replay`: once more through the workflow, and never twice by mistake."""
 
-import pytest
+import contextlib
+import itertools
 
+import pytest
+from ses_mail import clock
+
+from local.google import Fault
 from tests.workflow.kit import Post, email
 
 from .conftest import Sesmail
@@ -36,6 +41,86 @@ def test_a_virus_is_released_by_ignoring_the_verdict_alone(post: Post, sesmail: 
     sesmail(f"replay {message_id} --ignore-verdicts --yes --wait")
     (copy,) = post.cloud.google.messages(mailbox)
     assert set(copy.labels) == {"INBOX", "UNREAD"}
+
+
+def test_releasing_a_virus_asks_with_the_word_virus(post: Post, sesmail: Sesmail) -> None:
+    message_id = post.send(post.forwarded()[0], verdicts={"virus": "FAIL"})
+    post.delivered(message_id)
+    asked = sesmail(f"replay {message_id} --ignore-verdicts", code=2).err
+    assert "SES found a virus in this email, and it will be delivered with it. Replay" in asked
+    harmless = post.send(post.address("store"))
+    post.delivered(harmless)
+    assert "virus" not in sesmail(f"replay {harmless}", code=2).err
+
+
+PREVIEWED = list(
+    itertools.product(
+        ("PASS", "FAIL", "GRAY", None), ("PASS", "FAIL"), ("none", "quarantine", "reject", None)
+    )
+)
+
+
+def test_the_preview_puts_into_the_spam_folder_what_the_state_machine_does(
+    post: Post, sesmail: Sesmail
+) -> None:
+    """cli/verdicts.py says it in other words than the state machine: they must mean the same."""
+    stored = []
+    for _ in PREVIEWED:
+        recipient, mailbox = post.forwarded()
+        stored.append((mailbox, post.store(recipient)))
+    wanted: dict[str, tuple[str, str]] = {}
+    for (spam, dmarc, policy), (mailbox, notification) in zip(PREVIEWED, stored, strict=True):
+        receipt = notification["receipt"]
+        receipt["spamVerdict"], receipt["dmarcVerdict"] = {"status": spam}, {"status": dmarc}
+        receipt["dmarcPolicy"] = policy
+        for name in [n for n, v in receipt.items() if v in (None, {"status": None})]:
+            del receipt[name]
+        post.cloud.publish(notification)
+        wanted[notification["mail"]["messageId"]] = mailbox, f"{spam} {dmarc} {policy}"
+    post.cloud.wait_idle(120)
+    spams = 0
+    for message_id, (mailbox, verdicts) in wanted.items():
+        (copy,) = post.cloud.google.messages(mailbox)
+        replayed = sesmail(f"replay {message_id} --force --yes --json").json
+        previewed = "into the spam folder" in replayed["plan"][0]["effect"]
+        assert previewed == ("SPAM" in copy.labels), verdicts
+        spams += previewed
+    assert 0 < spams < len(wanted)
+
+
+def test_the_preview_says_that_there_is_no_token(post: Post, sesmail: Sesmail) -> None:
+    message_id = post.send(post.address("store"))
+    post.delivered(message_id)
+    ssm, name = post.cloud.client("ssm"), "/ses-mail/test/gmail-token"
+    with contextlib.suppress(ssm.exceptions.ParameterNotFound):
+        ssm.delete_parameter(Name=name)
+    ran = sesmail(f"replay {message_id} --to nobody@tokenless.example", code=2)
+    assert "goes to the forwarder's dead-letter queue: no credentials for" in ran.out
+    assert "sesmail token set --mailbox nobody@tokenless.example --file token.json" in ran.out
+
+
+def test_the_preview_says_that_it_is_still_being_tried(post: Post, sesmail: Sesmail) -> None:
+    recipient, mailbox = post.forwarded()
+    post.cloud.google.faults.append(Fault(on="start", status=429, times=1000, mailbox=mailbox))
+    message_id = post.send(recipient)
+    post.until(lambda: bool(post.runs(message_id) and post.run(message_id).errors))
+    ran = sesmail(f"replay {message_id}", code=2)
+    assert f"{message_id} still tries to deliver it: one of both will" in ran.out
+    assert "is delivered once more" in sesmail(f"replay {message_id} --force", code=2).out
+    post.cloud.google.faults.clear()
+
+
+def test_the_preview_of_a_bounce_that_is_too_late(
+    post: Post, sesmail: Sesmail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message_id = post.send(post.address("store"))
+    post.delivered(message_id)
+    (recipient,) = post.run(message_id).input["receipt"]["recipients"]
+    post.cloud.put_rule(recipient, "bounce")
+    assert "is bounced, if that hurts nobody" in sesmail(f"replay {message_id}", code=2).out
+    later = clock.now() + 1000 * 86400  # the cloud's clock is ahead of this process's
+    monkeypatch.setattr(clock, "now", lambda: later)
+    assert "SES refuses that after 24 hours" in sesmail(f"replay {message_id}", code=2).out
 
 
 def test_to_another_mailbox(post: Post, sesmail: Sesmail) -> None:

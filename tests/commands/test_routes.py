@@ -120,10 +120,10 @@ def test_list(cloud: Cloud, sesmail: Sesmail) -> None:
     assert "*@x.example" not in listed.out
     assert "Malformed: a@x.example" in listed.err
     assert "1 more" in listed.err
-    assert [rule["pattern"] for rule in sesmail("routes list --disabled --json").json] == [
+    assert [rule["pattern"] for rule in sesmail("routes list --disabled --json").lines] == [
         "*@x.example"
     ]
-    every = sesmail("routes list --all --json").json
+    every = sesmail("routes list --all --json").lines
     assert [rule["pattern"] for rule in every] == ["a@x.example", "b@x.example", "*@x.example", "*"]
     assert every[1]["targets"] == [ANNA, BEN]
     assert "unknown action" in every[0]["problem"]
@@ -202,6 +202,59 @@ def test_rules_written_by_hand_can_be_mended(cloud: Cloud, sesmail: Sesmail) -> 
     assert (item["action"], item["target"], item["enabled"]) == ("forward-to-gmail", BEN, True)
     assert item["owner"] == "me"
     assert item["recipient"] == "x@example.com"
+
+
+BROKEN: dict[str, dict[str, Any]] = {
+    "no fields": {},
+    "nulls": {"action": None, "target": None, "enabled": None, "description": None},
+    "numbers": {"action": 1, "target": 5, "enabled": 1, "description": 7, "history": 3},
+    "sets": {"action": {"a", "b"}, "target": {1, 2}, "enabled": {"x"}, "recipient": {b"r"}},
+    "maps": {"action": {"S": "drop"}, "target": {"S": ANNA}, "enabled": {"BOOL": True}},
+    "lists": {"action": ["drop"], "target": [ANNA, 5, None], "enabled": [], "history": [1, {}]},
+    "bytes": {"action": b"drop", "target": b"a@b.example", "enabled": b"1"},
+    "texts": {"action": "foward", "target": "anna", "enabled": "true"},
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("first", ["--action forward-to-gmail", f"--target {BEN}"])
+def test_any_broken_rule_can_be_fixed_piece_by_piece(
+    cloud: Cloud, sesmail: Sesmail, broken: dict[str, Any], first: str
+) -> None:
+    put(cloud, PK="ROUTE#x@example.com", SK="RULE#v1", owner="me", **broken)
+    ran = sesmail(f"routes update x@example.com {first}", code=None)
+    assert ("Still malformed" in ran.err) == (ran.code == 1)
+    sesmail(f"routes update x@example.com --target {BEN} --action forward-to-gmail", code=None)
+    assert sesmail("routes enable x@example.com").code == 0
+    (item,) = items(cloud)
+    assert (item["action"], item["target"]) == ("forward-to-gmail", BEN)
+    assert (item.get("enabled", True), item["owner"]) == (True, "me")
+    assert item.get("description") == broken.get("description")
+    assert sesmail("routes show x@example.com --json").json["problem"] is None
+
+
+def test_fixing_keeps_what_was_right_and_says_what_is_still_wrong(
+    cloud: Cloud, sesmail: Sesmail
+) -> None:
+    put(
+        cloud,
+        PK="ROUTE#x@example.com",
+        SK="RULE#v1",
+        action="foward",
+        target=[ANNA, BEN],
+        enabled="yes",
+        description="both",
+    )
+    ran = sesmail("routes update x@example.com --action forward-to-gmail --json", code=1)
+    assert "enabled is 'yes'" in ran.err
+    assert "enabled is 'yes'" in ran.json["rule"]["problem"]
+    (item,) = items(cloud)
+    assert (item["target"], item["description"]) == ([ANNA, BEN], "both")
+    assert sesmail("routes enable x@example.com").err == ""
+    # The targets are asked for only where the old ones never meant anything.
+    put(cloud, PK="ROUTE#y@example.com", SK="RULE#v1", action="store", target=ANNA, enabled="yes")
+    refused = sesmail("routes update y@example.com --action forward-to-gmail", code=2)
+    assert "needs at least one target" in refused.err
 
 
 def test_a_pattern_that_never_matches_can_only_be_removed(cloud: Cloud, sesmail: Sesmail) -> None:
@@ -333,7 +386,7 @@ def test_what_is_exported_can_be_imported(cloud: Cloud, sesmail: Sesmail, tmp_pa
         sesmail(f"routes remove '{item['PK'].removeprefix('ROUTE#')}' --yes")
     assert len(sesmail(f"routes import {file} --yes --json").json["changes"]) == 4
     assert sesmail("routes export").out == file.read_text()
-    assert len(sesmail("routes export --json").json) == 4
+    assert len(sesmail("routes export --json").lines) == 4
 
 
 def test_import_shows_asks_and_writes(cloud: Cloud, sesmail: Sesmail, tmp_path: Path) -> None:
@@ -381,6 +434,24 @@ def test_a_bad_file_changes_nothing(cloud: Cloud, sesmail: Sesmail, tmp_path: Pa
     assert items(cloud) == []
 
 
+def test_a_file_that_cannot_be_written_is_named(sesmail: Sesmail, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for bad in (tmp_path, tmp_path / "file" / "rules.jsonl"):
+        ran = sesmail(f"routes export {bad}", code=2)
+        assert ran.err.startswith(f"Error: {bad} cannot be written: ")
+
+
+def test_a_hyphen_is_standard_output(
+    cloud: Cloud, sesmail: Sesmail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(cloud, PK="ROUTE#*", SK="RULE#v1", action="store", description=None)
+    assert sesmail("routes export -").lines == [
+        {"pattern": "*", "action": "store", "targets": [], "enabled": True, "description": ""}
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_malformed_rule_cannot_be_exported(
     cloud: Cloud, sesmail: Sesmail, tmp_path: Path
 ) -> None:
@@ -423,7 +494,7 @@ def test_why_an_address_goes_where_it_goes(cloud: Cloud, sesmail: Sesmail) -> No
     sesmail(f"routes add '*@example.com' forward-to-gmail {ANNA}")
     sesmail("routes add '*' bounce")
     counted = len(cloud.executions())
-    answers = sesmail("routes test Anna+x@example.com x@other.example --json").json
+    answers = sesmail("routes test Anna+x@example.com x@other.example --json").lines
     assert answers[0] == {
         "address": "Anna+x@example.com",
         "action": "forward-to-gmail",
@@ -459,7 +530,7 @@ def test_check(cloud: Cloud, sesmail: Sesmail) -> None:
     sesmail("routes add '*' bounce")
     assert "All is well." in sesmail("routes check").err
     sesmail("routes add known@example.com bounce")
-    (note,) = sesmail("routes check --json").json
+    (note,) = sesmail("routes check --json").lines
     assert note == {
         "pattern": "known@example.com",
         "severity": "note",
@@ -468,7 +539,7 @@ def test_check(cloud: Cloud, sesmail: Sesmail) -> None:
     }
     cloud.put_rule("Typo@example.com", "drop")
     sesmail("routes add carl@example.com forward-to-gmail carl@gmail.com")
-    found = {f["pattern"]: f for f in sesmail("routes check --json", code=1).json}
+    found = {f["pattern"]: f for f in sesmail("routes check --json", code=1).lines}
     assert "looked up as typo@example.com" in found["Typo@example.com"]["problem"]
     assert "no credentials for carl@gmail.com" in found["carl@example.com"]["problem"]
     cloud.add_mailbox("carl@gmail.com")
@@ -488,10 +559,10 @@ def test_check_knows_the_receipt_rule(
     ses.create_receipt_rule_set(RuleSetName="narrow")
     try:
         ses.set_active_receipt_rule_set(RuleSetName="narrow")
-        (note,) = sesmail("routes check --json").json
+        (note,) = sesmail("routes check --json").lines
         assert "no enabled rule ses-mail-test" in note["problem"]
         ses.create_receipt_rule(RuleSetName="narrow", Rule={**rule, "Recipients": ["example.com"]})
-        (dead,) = sesmail("routes check --json", code=1).json
+        (dead,) = sesmail("routes check --json", code=1).lines
         assert dead["problem"] == "dead: SES takes mail for example.com only"
     finally:
         ses.set_active_receipt_rule_set(RuleSetName=live["Metadata"]["Name"])

@@ -278,7 +278,7 @@ def test_a_token_by_consent(
     (stored,) = parameters(cloud).values()
     assert stored["client_id"] == client["installed"]["client_id"]
     assert_silent(Ran(0, ran.out, ran.err + browser.printed), stored)
-    (row,) = sesmail("token check --json").json
+    (row,) = sesmail("token check --json").lines
     assert (row["mailbox"], row["result"]) == (ANNA, "valid")
 
 
@@ -317,7 +317,7 @@ def test_a_client_that_is_none(cloud: Cloud, sesmail: Sesmail, tmp_path: Path) -
 def test_all_tokens_are_checked(cloud: Cloud, sesmail: Sesmail) -> None:
     cloud.add_mailbox(ANNA)
     cloud.add_mailbox("ben@token.example", default=True)
-    rows = sesmail("token check --json").json
+    rows = sesmail("token check --json").lines
     assert [(r["parameter"], r["mailbox"], r["result"], r["version"]) for r in rows] == [
         (DEFAULT, None, "valid", 1),
         (f"{PREFIX}anna_40token.example", ANNA, "valid", 1),
@@ -332,16 +332,16 @@ def test_all_tokens_are_checked(cloud: Cloud, sesmail: Sesmail) -> None:
 def test_the_token_that_serves_a_mailbox(cloud: Cloud, sesmail: Sesmail) -> None:
     key = cloud.google.add_service_account([ANNA])
     cloud.client("ssm").put_parameter(Name=DEFAULT, Value=json.dumps(key), Type="SecureString")
-    (row,) = sesmail(f"token check --mailbox {ANNA} --json").json
+    (row,) = sesmail(f"token check --mailbox {ANNA} --json").lines
     assert (row["parameter"], row["mailbox"], row["result"]) == (DEFAULT, ANNA, "valid")
-    (row,) = sesmail("token check --mailbox other@token.example --json", code=1).json
+    (row,) = sesmail("token check --mailbox other@token.example --json", code=1).lines
     assert (row["result"], row["error"]) == ("invalid", "unauthorized_client")
 
 
 def test_no_token_at_all(sesmail: Sesmail) -> None:
-    (row,) = sesmail("token check --json", code=1).json
+    (row,) = sesmail("token check --json", code=1).lines
     assert (row["parameter"], row["error"]) == (DEFAULT, "missing_credentials")
-    (row,) = sesmail(f"token check --mailbox {ANNA} --json", code=1).json
+    (row,) = sesmail(f"token check --mailbox {ANNA} --json", code=1).lines
     assert row["parameter"] == f"{PREFIX}anna_40token.example"
 
 
@@ -349,5 +349,5 @@ def test_no_answer_is_not_invalid(cloud: Cloud, sesmail: Sesmail) -> None:
     cloud.add_mailbox(ANNA)
     cloud.wait_idle(PATIENCE)
     cloud.google.faults.append(Fault("token", 503, "backendError", times=100))
-    (row,) = sesmail("token check --json", code=4).json
+    (row,) = sesmail("token check --json", code=4).lines
     assert row["result"] == "unknown"

@@ -1,5 +1,6 @@
 """The redrive document's script: paced, resumable, and only between queues that belong together."""
 
+import contextlib
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -138,6 +139,39 @@ def test_error_filter(
     assert len(queues.drain(queues.input)) == redriven
     # What stays can be seen again at once.
     assert queues.count(queues.dlq) == (1 - redriven, 0)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"mail": {"messageId": "wanted"}}',
+        '{"Type": "Notification", "Message": "{\\"mail\\": {\\"messageId\\": \\"wanted\\"}}"}',
+        '{"original": "{\\"mail\\": {\\"messageId\\": \\"wanted\\"}}", "failure": {}}',
+    ],
+)
+def test_one_email_of_many(queues: Queues, body: str) -> None:
+    """In any of the shapes in which a letter may lie there; killed at any moment, none is lost."""
+    for moment in range(12):
+        queues.park(2)
+        queues.sqs.send_message(QueueUrl=queues.dlq, MessageBody=body)
+        watch = Watch(queues.clock, moment)
+        with contextlib.suppress(Killed):
+            queues.redrive(watch, MessageId="wanted")
+        queues.show(watch.unfinished)
+        queues.redrive(MessageId="wanted")
+        copies = counted(queues.drain(queues.input))
+        assert set(copies) == {body}
+        assert copies.total() == 1 + len(watch.struck)
+        assert len(queues.drain(queues.dlq)) == 2
+
+
+def test_both_filters_must_fit(queues: Queues) -> None:
+    queues.sqs.send_message(
+        QueueUrl=queues.dlq, MessageBody="wanted", MessageAttributes=attributes("X")
+    )
+    result = queues.redrive(MessageId="wanted", Error="Y")
+    assert (result["RedrivenCount"], result["SkippedCount"]) == (0, 1)
+    assert queues.redrive(MessageId="wanted", Error="X")["RedrivenCount"] == 1
 
 
 def test_filtered_letters_are_read_once(queues: Queues) -> None:

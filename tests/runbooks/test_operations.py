@@ -73,7 +73,7 @@ def waiting_mail_arrives(world: World, ran: Ran) -> None:
 
 
 def kept_in_a_file(world: World, ran: Ran) -> None:
-    (file,) = world.terminal.folder.glob("discarded-*.jsonl")
+    (file,) = (world.terminal.folder / ".local/state/sesmail").glob("discarded-*.jsonl")
     assert world.variables["ID"] in file.read_text()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cli import rule_check
-from cli.rule_check import Tokens
+from cli.tokens import Tokens
 
 ANNA = "anna@gmail.com"
 DEFAULT, PREFIX = "/ses-mail/test/gmail-token", "/ses-mail/test/gmail-tokens/"
