@@ -48,6 +48,7 @@ def findings(
         if rule:
             enabled[pattern] = rule
             found += _of_rule(rule, read, received)
+    found += _of_one_mailbox(enabled.values())
     found += _of_mailboxes(enabled.values(), tokens)
     found += _of_all(enabled, received)
     return found
@@ -149,6 +150,31 @@ def is_received(pattern: str, received: Sequence[str]) -> bool:
         elif domain == recipient:
             return True
     return False
+
+
+def _of_one_mailbox(enabled: Iterable[routing.Rule]) -> Iterator[Finding]:
+    """What Gmail takes for one mailbox and we for two: each gets a copy, and a token of its own.
+
+    Gmail Help, "Dots don't matter in Gmail addresses"; `googlemail.com` is gmail.com's older name.
+    """
+    spelt: dict[str, str] = {}  # Google's own form → the first that was met
+    for rule in enabled:
+        for target in rule.targets:
+            first = spelt.setdefault(_as_gmail(target), target)
+            if target != first:
+                yield Finding(
+                    rule.pattern,
+                    NOTE,
+                    f"{target} and {first} are one mailbox to Gmail, and an email for both comes twice",
+                    f"write it everywhere as {first}",
+                )
+
+
+def _as_gmail(mailbox: str) -> str:
+    local, domain = addresses.split(mailbox)
+    if domain not in ("gmail.com", "googlemail.com"):
+        return mailbox
+    return f"{local.replace('.', '')}@gmail.com"
 
 
 def _of_mailboxes(enabled: Iterable[routing.Rule], tokens: Tokens | None) -> Iterator[Finding]:

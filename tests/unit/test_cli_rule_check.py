@@ -173,3 +173,23 @@ def test_mailboxes_that_one_default_token_can_hardly_all_serve() -> None:
         ("a@example.com", "note"),
         ("b@example.com", "note"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "one"),
+    [
+        ("anna.smith@gmail.com", "annasmith@gmail.com", True),
+        ("annasmith@gmail.com", "a.n.n.a.smith@googlemail.com", True),
+        ("anna@gmail.com", "anna@googlemail.com", True),
+        ("anna@gmail.com", "ann@gmail.com", False),
+        # Other domains' dots count, also where Google has the mailbox.
+        ("anna.smith@example.com", "annasmith@example.com", False),
+    ],
+)
+def test_two_names_of_one_gmail_mailbox(first: str, second: str, one: bool) -> None:
+    rules = [
+        item("a@example.com", "forward-to-gmail", first),
+        item("b@example.com", "forward-to-gmail", second),
+    ]
+    problem = f"{second} and {first} are one mailbox to Gmail, and an email for both comes twice"
+    assert found(*rules) == ([("b@example.com", "note", problem)] if one else [])
