@@ -165,7 +165,8 @@ def _of_one_mailbox(enabled: Iterable[routing.Rule]) -> Iterator[Finding]:
                 yield Finding(
                     rule.pattern,
                     NOTE,
-                    f"{target} and {first} are one mailbox to Gmail, and an email for both comes twice",
+                    f"{target} and {first} are one mailbox to Gmail, and an email for both comes "
+                    "twice",
                     f"write it everywhere as {first}",
                 )
 
