@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -144,8 +144,8 @@ def has(recipients: Iterable[str], recipient: str) -> bool:
 def tell(execution: Mapping[str, Any], history: Iterable[Event]) -> Story:
     """From DescribeExecution (input as text or parsed) and GetExecutionHistory, oldest first."""
     teller = _Teller()
-    for event in history:
-        teller.take(event)
+    for event, where in located(history):
+        teller.take(event, where)
     given = execution["input"]
     return Story(
         name=execution["name"],
@@ -163,8 +163,49 @@ def tell(execution: Mapping[str, Any], history: Iterable[Event]) -> Story:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """The state that an event belongs to, the event that entered it, and the Map's iteration.
+
+    left is the state before it on its way, caught whether that was left by its Catch.
+    """
+
+    state: str = ""
+    entered: int = 0
+    iteration: int | None = None
+    left: str = ""
+    caught: bool = False
+
+
+def located(history: Iterable[Event]) -> Iterator[tuple[Event, Where]]:
+    """Events, oldest first, each with the place that it happened at."""
+    places: dict[int, Where] = {}
+    failures: set[int] = set()
+    for event in history:
+        previous = event.get("previousEventId", 0)
+        where = places.get(previous, Where())
+        if event["type"] == "MapIterationStarted":
+            # Its previous event may be of another iteration.
+            where = Where(iteration=event["mapIterationStartedEventDetails"]["index"])
+        elif event["type"] == "MapStateExited":
+            where = replace(where, iteration=None)
+        elif entered := event.get("stateEnteredEventDetails"):
+            where = replace(where, state=entered["name"], entered=event["id"])
+        if exited := event.get("stateExitedEventDetails"):
+            where = replace(where, left=exited["name"], caught=previous in failures)
+        elif failure_of(event) is not None:
+            failures.add(event["id"])
+        places[event["id"]] = where
+        yield event, where
+
+
+def failure_of(event: Event) -> Mapping[str, Any] | None:
+    """The details of an event that ends a task's attempt with an error; None for others."""
+    return next((event[name] for name in _FAILED if name in event), None)
+
+
 class _Teller:
-    """Takes events in order; `_place` knows the state and the iteration that each belongs to."""
+    """Takes events in order, each with its place."""
 
     def __init__(self) -> None:
         self.verdict = ""
@@ -172,38 +213,26 @@ class _Teller:
         self.parked: list[Delivery] = []
         self.tasks: dict[int, Task] = {}
         self.steps: list[Step] = []
-        self._place: dict[int, tuple[int, int | None]] = {}
-        self._states: dict[int, str] = {}
 
-    def take(self, event: Event) -> None:
-        entered, iteration = self._place.get(event.get("previousEventId", 0), (0, None))
+    def take(self, event: Event, where: Where) -> None:
         kind = event["type"]
-        if kind == "MapIterationStarted":
-            # Its previous event may be of another iteration.
-            entered, iteration = 0, event["mapIterationStartedEventDetails"]["index"]
-        elif kind == "MapStateExited":
-            iteration = None
-        elif details := event.get("stateEnteredEventDetails"):
-            entered = event["id"]
-            self._states[entered] = details["name"]
-            self.verdict = _VERDICTS.get(details["name"], self.verdict)
-            self._step(event, iteration, details["name"], "entered")
-        self._place[event["id"]] = entered, iteration
-        if details := event.get("stateExitedEventDetails"):
-            self._exited(event, iteration, details)
-        elif kind in ("TaskScheduled", "TaskSucceeded") or any(name in event for name in _FAILED):
-            self._task(event, entered, iteration)
+        if "stateEnteredEventDetails" in event:
+            self.verdict = _VERDICTS.get(where.state, self.verdict)
+            self._step(event, where.iteration, where.state, "entered")
+        elif details := event.get("stateExitedEventDetails"):
+            self._exited(event, where.iteration, details)
+        elif kind in ("TaskScheduled", "TaskSucceeded") or failure_of(event) is not None:
+            self._task(event, where)
         elif kind.startswith("Execution"):
             self._step(event, None, "", kind.removeprefix("Execution").lower())
 
-    def _task(self, event: Event, entered: int, iteration: int | None) -> None:
-        state = self._states.get(entered, "")
-        failed = next((event[name] for name in _FAILED if name in event), None)
-        if entered not in self.tasks:
-            self.tasks[entered] = task = Task(state, iteration)
+    def _task(self, event: Event, where: Where) -> None:
+        iteration, failed = where.iteration, failure_of(event)
+        if where.entered not in self.tasks:
+            self.tasks[where.entered] = task = Task(where.state, iteration)
             if delivery := self._delivery(iteration):
                 delivery.tasks.append(task)
-        attempts = self.tasks[entered].attempts
+        attempts = self.tasks[where.entered].attempts
         if event["type"] == "TaskScheduled" or not attempts:
             attempts.append(Attempt(event["timestamp"]))
         if failed is not None:

@@ -1,11 +1,14 @@
 """Draws an email's path through the state machine as an SVG: what it met is filled."""
 
+from collections import Counter
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from cli.history import failure_of, located
 
 ASL = Path(__file__).parent.parent / "statemachines" / "process_email.asl.yaml"
 
@@ -47,7 +50,7 @@ def draw(history: Iterable[dict[str, Any]]) -> str:
             shapes.append(_arrow(name, target, name in entered and target in entered))
     for name in [*states, *inner]:
         if name != _FRAME:
-            shapes.append(_box(name, entered.get(name, 0), failed.get(name, 0)))
+            shapes.append(_box(name, entered[name], failed[name]))
     width = 4 * _ACROSS + 2 * _MARGIN
     height = 13 * _DOWN + 2 * _MARGIN
     return (
@@ -60,18 +63,15 @@ def draw(history: Iterable[dict[str, Any]]) -> str:
     )
 
 
-def _counts(history: Iterable[dict[str, Any]]) -> tuple[dict[str, int], dict[str, int]]:
+def _counts(history: Iterable[dict[str, Any]]) -> tuple[Counter[str], Counter[str]]:
     """How often each state was entered, and how often its task failed."""
-    entered: dict[str, int] = {}
-    failed: dict[str, int] = {}
-    names: dict[int, str] = {}
-    for event in history:
-        names[event["id"]] = names.get(event["previousEventId"], "")
-        if details := event.get("stateEnteredEventDetails"):
-            names[event["id"]] = details["name"]
-            entered[details["name"]] = entered.get(details["name"], 0) + 1
-        elif "taskFailedEventDetails" in event:
-            failed[names[event["id"]]] = failed.get(names[event["id"]], 0) + 1
+    entered: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
+    for event, where in located(history):
+        if "stateEnteredEventDetails" in event:
+            entered[where.state] += 1
+        elif failure_of(event) is not None:
+            failed[where.state] += 1
     return entered, failed
 
 

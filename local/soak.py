@@ -590,12 +590,11 @@ class Soak:
             )
             if execution["status"] == "ABORTED":
                 continue
-            for event in self.cloud.history(execution["executionArn"]):
-                for key, details in event.items():
-                    if key.endswith("EventDetails") and "error" in details:
-                        cause = details.get("cause", "")[:150]
-                        yield f"  {event['type']} {details['error']} {cause}"
             story = tell(execution, self.cloud.history(execution["executionArn"]))
+            for task in story.tasks:
+                for attempt in task.attempts:
+                    if attempt.error:
+                        yield f"  {task.state} {attempt.error} {attempt.cause[:150]}"
             for made in story.deliveries:
                 yield f"  {made.action} {made.target} {made.recipients}: {made.outcome}"
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
+from cli.history import failure_of, located
 from local.cloud import Cloud
 
 DLQS = ("InputDlq", "GmailForwarderDlq", "BouncerDlq")
-_FAILED = ("TaskFailed", "TaskTimedOut", "TaskSubmitFailed", "TaskStartFailed", "EvaluationFailed")
 _numbers = itertools.count(1)
 
 
@@ -83,39 +83,20 @@ def read(execution: Mapping[str, Any], history: Iterable[Mapping[str, Any]]) -> 
         execution.get("error", ""),
         execution["input"],
     )
-    events = {event["id"]: event for event in history}
-
-    def back(event: Mapping[str, Any], *kinds: str) -> Mapping[str, Any] | None:
-        """The nearest event before with such details; none beyond the start of an iteration."""
-        while event["previousEventId"] in events and event["type"] != "MapIterationStarted":
-            event = events[event["previousEventId"]]
-            if any(kind in event for kind in kinds):
-                return event
-        return None
-
-    for event in events.values():
-        if entered := event.get("stateEnteredEventDetails"):
-            run.entered.append(entered["name"])
-            before = back(event, "stateExitedEventDetails", "stateEnteredEventDetails")
-            if before and "stateExitedEventDetails" in before:
-                caught = events[before["previousEventId"]]["type"] in _FAILED
-                run.steps.add(
-                    Step(before["stateExitedEventDetails"]["name"], entered["name"], caught)
-                )
+    for event, where in located(history):
+        if "stateEnteredEventDetails" in event:
+            run.entered.append(where.state)
+            if where.left:
+                run.steps.add(Step(where.left, where.state, where.caught))
         elif exited := event.get("stateExitedEventDetails"):
             if exited["name"] == "For each delivery":
                 run.outcomes.extend(json.loads(exited["output"]).get("outcomes", []))
             elif exited["name"] == "Look up routes":
                 run.deliveries.extend(json.loads(exited["output"]).get("deliveries", []))
-        elif event["type"] == "TaskScheduled" or event["type"] in _FAILED:
-            task = back(event, "stateEnteredEventDetails")
-            assert task
-            name = task["stateEnteredEventDetails"]["name"]
-            if event["type"] == "TaskScheduled":
-                run.attempts[name] += 1
-            else:
-                (details,) = (v for k, v in event.items() if k.endswith("Details"))
-                run.errors.append((name, details["error"]))
+        elif event["type"] == "TaskScheduled":
+            run.attempts[where.state] += 1
+        elif (failed := failure_of(event)) is not None:
+            run.errors.append((where.state, failed["error"]))
     return run
 
 
