@@ -182,7 +182,7 @@ CASES = {
     ("Gmail forwarder errors", 1): Case(('"result": *"delivered"',), scenes.delivered),
     ("Bouncer errors", 1): Case(('"Enabled": true', "Max24HourSend")),
     ("Sweeper errors", 1): Case(("ERROR",), swept),
-    ("Sweeper errors", 2): Case((r'^{"swept": \[',), scenes.rejected),
+    ("Sweeper errors", 2): Case((r'{"swept": \[',), scenes.rejected),
     ("Token monitor errors", 1): Case((r"\svalid", "Token check"), scenes.mailbox_checked),
     ("High queue age", 1): Case(("is paused", "UNHEALTHY"), scenes.paused, code=1),
     ("High queue age", 2): Case(('"STOPPED"', "ConcurrentExecutions"), scenes.paused),
