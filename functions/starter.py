@@ -13,18 +13,19 @@ from ses_mail.start import Starter
 def handler(event: list[dict[str, Any]], context: Any) -> dict[str, Any]:
     """A batch of SQS records → {batchItemFailures}: those must come again."""
     starter = Starter(
-        clients.stepfunctions(),
-        clients.sqs(),
-        os.environ["STATE_MACHINE_ARN"],
-        os.environ["INPUT_DLQ_URL"],
-        observe.email,
+        stepfunctions=clients.stepfunctions(),
+        sqs=clients.sqs(),
+        state_machine_arn=os.environ["STATE_MACHINE_ARN"],
+        input_dlq_url=os.environ["INPUT_DLQ_URL"],
+        identified=observe.email,
     )
     failed: list[str] = []
     for record in event:
         logger.clear_state()
         logger.append_keys(aws_request_id=context.aws_request_id, sqsMessageId=record["messageId"])
         try:
-            started = starter.start(record["body"])
+            with observe.message():
+                started = starter.start(record["body"])
         except Exception as error:
             # One message must not take the others of its batch with it; it alone comes again.
             logger.exception("Start failed", error=observe.error_code(error))

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast, get_args
 
+from ses_mail import dead_letters
 from ses_mail.addresses import canonical, is_address, mailbox
 from ses_mail.errors import InvalidNotificationError
 from ses_mail.payloads import ExecutionInput, Mail, Receipt, Redrive
@@ -20,9 +21,6 @@ VERDICTS: tuple[_VerdictName, ...] = get_args(_VerdictName)
 # An execution name has 80 characters, and a redrive appends `-{attempt}-{8 hex}`: 64 + 7 + 9.
 _MESSAGE_ID = re.compile(r"[0-9A-Za-z_-]{1,64}\Z")
 _REPEATED = re.compile(r"(?P<message_id>.+?)-\d+-[0-9a-f]{8}")
-_MAX_ATTEMPT = 999_999
-# The input of an execution may have 256 KiB, and each state adds to it.
-_INPUT_LENGTH = 128 * 1024
 _NO_RECEIPT: Receipt = {
     "recipients": [],
     "action": {"type": "", "bucketName": "", "objectKey": ""},
@@ -103,13 +101,16 @@ def parse(body: object) -> Notification:
         reduced_mail, _reduce_receipt(receipt), _redrive(message.get("redrive"), receipt)
     )
     try:
-        length = len(notification.execution_input())
+        length = dead_letters.length(*notification)
     except (ValueError, RecursionError) as error:
         # Only a redrive's further fields can hold such: NaN, an infinite number, a thousand levels.
-        raise InvalidNotificationError(f"redrive is no JSON for an execution: {error}") from None
-    if length > _INPUT_LENGTH:
+        raise InvalidNotificationError(f"redrive is not JSON for an execution: {error}") from None
+    if length > dead_letters.LETTER_LENGTH:
+        served = (notification.redrive or notification.receipt)["recipients"]
         raise InvalidNotificationError(
-            f"{len(receipt['recipients'])} recipients and redrive are too much for one execution"
+            f"the email, {len(served)} recipients and redrive have {length} characters as a dead "
+            f"letter, which takes {dead_letters.LETTER_LENGTH}: send it for some of the recipients "
+            "at a time"
         )
     return notification
 
@@ -118,22 +119,6 @@ def message_id_of(execution_name: str) -> str:
     """The email that an execution is named after (see execution_names)."""
     match = _REPEATED.fullmatch(execution_name)
     return match["message_id"] if match else execution_name
-
-
-def innermost(body: str) -> str:
-    """What was parked first, of a body that may be a parked `{original, failure}` itself.
-
-    Parked again as it is, each round would double the backslashes.
-    """
-    for _ in range(_LAYERS):
-        try:
-            parked = json.loads(body)
-        except (ValueError, RecursionError):
-            break
-        if not isinstance(parked, dict) or not isinstance(parked.get("original"), str):
-            break
-        body = parked["original"]
-    return body
 
 
 def _unwrap(body: object) -> dict[str, Any]:
@@ -147,7 +132,7 @@ def _unwrap(body: object) -> dict[str, Any]:
             raise InvalidNotificationError(f"a JSON {type(body).__name__} is no notification")
         elif body.get("Type") == "Notification" and "Message" in body:
             body = body["Message"]
-        elif "original" in body and "mail" not in body:
+        elif dead_letters.is_parked(body):
             body = body["original"]
         else:
             return body
@@ -170,10 +155,13 @@ def _reduce_receipt(receipt: dict[str, Any]) -> Receipt:
         reduced["timestamp"] = timestamp
     for name in VERDICTS:
         verdict = receipt.get(name)
-        if isinstance(verdict, dict) and isinstance(verdict.get("status"), str):
-            reduced[name] = {"status": verdict["status"]}
-    if isinstance(receipt.get("dmarcPolicy"), str):
-        reduced["dmarcPolicy"] = receipt["dmarcPolicy"]
+        if isinstance(verdict, dict) and (status := _optional_text(verdict, "status")):
+            reduced[name] = {"status": status}
+    # Text by SES's reference, an object with `status` in the example on AWS's own page.
+    policy = receipt.get("dmarcPolicy")
+    holder = policy if isinstance(policy, dict) else {"status": policy}
+    if said := _optional_text(holder, "status"):
+        reduced["dmarcPolicy"] = said.lower()
     return reduced
 
 
@@ -183,7 +171,11 @@ def _redrive(redrive: object, receipt: Mapping[str, Any]) -> Redrive | None:
     if not isinstance(redrive, dict):
         raise InvalidNotificationError("redrive is not an object")
     attempt = redrive.get("attempt", 1)
-    if not isinstance(attempt, int) or isinstance(attempt, bool) or not 0 < attempt <= _MAX_ATTEMPT:
+    if (
+        not isinstance(attempt, int)
+        or isinstance(attempt, bool)
+        or not 0 < attempt <= dead_letters.MAX_ATTEMPT
+    ):
         raise InvalidNotificationError(f"redrive.attempt {attempt!r} is not a positive number")
     if not isinstance(redrive.get("ignoreVerdicts", False), bool):
         raise InvalidNotificationError("redrive.ignoreVerdicts is neither true nor false")

@@ -4,9 +4,10 @@
 {messageId, recipients, action, target, result, resultId | error}.
 """
 
+import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from aws_lambda_powertools import Logger, Metrics, Tracer
@@ -37,6 +38,17 @@ def email(message_id: str) -> None:
     """Whatever is logged and traced from here on belongs to this email."""
     logger.append_keys(messageId=message_id)
     tracer.put_annotation("messageId", message_id)
+
+
+@contextlib.contextmanager
+def message() -> Iterator[None]:
+    """A part of the trace of its own, so that each message of a batch has its own `messageId`.
+
+    X-Ray finds a trace by an annotation of any of its subsegments, and takes 50 annotations a trace
+    (AWS, "Using filter expressions" and "X-Ray segment documents").
+    """
+    with tracer.provider.in_subsegment("## message"):
+        yield
 
 
 def task(handler: Handler) -> Handler:

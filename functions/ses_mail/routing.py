@@ -17,6 +17,7 @@ _ORDER = (STORE, DROP, PARK, BOUNCE, FORWARD)
 MAX_DELIVERIES = 100
 # The router's result, with every recipient once per delivery, may have 256 KiB as a state.
 _MAX_TEXT = 100 * 1024
+_MAX_RULES = 1000
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def _limited(deliveries: list[Delivery]) -> list[Delivery]:
                 PARK,
                 "",
                 _unique(r for d in rest for r in d.recipients),
-                ", ".join(_unique(d.matched_rule for d in rest))[:1000],
+                ", ".join(_unique(d.matched_rule for d in rest))[:_MAX_RULES],
                 f"{len(deliveries)} deliveries of one email, of which {index} fit: "
                 "have fewer targets or recipients",
             )
@@ -173,7 +174,8 @@ def _unique(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def _rules(decisions: Iterable[Decision]) -> str:
-    return ", ".join(_unique(d.matched_rule for d in decisions))
+    # Cut, because a dead letter has to hold them.
+    return ", ".join(_unique(d.matched_rule for d in decisions))[:_MAX_RULES]
 
 
 def _reasons(decisions: Iterable[Decision]) -> str:

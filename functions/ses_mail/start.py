@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 class Started:
     """What became of a message: `started`, `duplicate`, `ignored` or `parked`.
 
-    reason is the error's text.
+    reason is the error's text. `started` may be a duplicate of an execution that still runs:
+    StartExecution answers both alike, with the execution's own start (AWS, API reference of
+    StartExecution).
     """
 
     result: str
@@ -26,9 +28,9 @@ class Started:
     reason: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Starter:
-    """Starts executions of one state machine and parks what is no notification.
+    """Starts executions of one state machine and parks what is not a notification.
 
     identified is told the message id before anything is done with an email that may fail.
     """
@@ -74,9 +76,9 @@ class Starter:
         return f"{self.state_machine_arn.replace(':stateMachine:', ':execution:')}:{name}"
 
     def _park(self, body: str, error: InvalidNotificationError) -> None:
-        failure = {"action": "start", "error": error.code, "cause": str(error), "at": clock.iso()}
-        original = notification.innermost(body)
-        # The original fits, since it came out of a queue; escaped in JSON it may not any more.
-        dead_letters.park(
-            self.sqs, self.input_dlq_url, {"original": original, "failure": failure}, instead=body
+        message = dead_letters.parked_message(
+            body,
+            {"action": "start", "error": error.code, "cause": str(error), "at": clock.iso()},
         )
+        # The original fits, since it came out of a queue; escaped in JSON it may not any more.
+        dead_letters.park(self.sqs, self.input_dlq_url, message, instead=body)

@@ -4,14 +4,14 @@ States.Runtime, States.DataLimitExceeded, time-outs and aborts cannot be caught 
 that caught its failures itself has left the mark `PARKED#{execution name}` in the deliveries table.
 """
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ses_mail import clock, dead_letters, delivery_keys, notification, tables
 from ses_mail.errors import InvalidNotificationError, printable
+from ses_mail.payloads import DeadLetter, Failure, ParkedMessage
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -78,7 +78,7 @@ class Sweeper:
             return None
         name = execution["name"]
         error = execution.get("error") or execution["status"]
-        failure = {
+        failure: Failure = {
             "action": "execution",
             "target": "",
             "matchedRule": "",
@@ -131,19 +131,10 @@ def _name(arn: str) -> str:
     return arn.rpartition(":")[2]
 
 
-def _letter(execution_input: str, failure: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """(dead letter, message id) for an execution's input; the id is empty if it is no email."""
+def _letter(execution_input: str, failure: Failure) -> tuple[DeadLetter | ParkedMessage, str]:
+    """(dead letter, message id) for an execution's input; the id is empty if it is not an email."""
     try:
         email = notification.parse(execution_input)
     except InvalidNotificationError:
-        return {"original": execution_input, "failure": failure}, ""
-    old: Mapping[str, Any] = email.redrive or {}
-    # Never the old name, which would be dropped as a duplicate; and always the explicit list.
-    recipients = old.get("recipients", email.receipt.get("recipients", []))
-    redrive = {**old, "attempt": old.get("attempt", 0) + 1, "recipients": recipients}
-    letter = {
-        **json.loads(email.execution_input()),
-        "redrive": redrive,
-        "failure": {**failure, "recipients": recipients},
-    }
-    return letter, email.message_id
+        return dead_letters.parked_message(execution_input, failure), ""
+    return dead_letters.letter(*email, failure), email.message_id

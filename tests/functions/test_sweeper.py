@@ -54,11 +54,11 @@ def start(aws: "Aws", message: Any, stop: bool = True, name: str = "") -> str:
         )
     else:
         starter = Starter(
-            clients.stepfunctions(),
-            clients.sqs(),
-            aws.state_machine_arn,
-            aws.input_dlq_url,
-            lambda message_id: None,
+            stepfunctions=clients.stepfunctions(),
+            sqs=clients.sqs(),
+            state_machine_arn=aws.state_machine_arn,
+            input_dlq_url=aws.input_dlq_url,
+            identified=lambda message_id: None,
         )
         name = starter.start(json.dumps(message)).execution_arn.rpartition(":")[2]
     arn = f"{aws.state_machine_arn.replace(':stateMachine:', ':execution:')}:{name}"

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ses_mail import notification
-from ses_mail.errors import InvalidNotificationError
+from ses_mail import dead_letters, notification
+from ses_mail.errors import CAUSE_LENGTH, InvalidNotificationError
+from ses_mail.payloads import Failure
 
 NOTIFICATION = json.loads((Path(__file__).parents[2] / "events/ses-notification.json").read_text())
 MESSAGE_ID = NOTIFICATION["mail"]["messageId"]
@@ -159,6 +160,11 @@ def test_an_optional_field_is_absent(path: str, place: str, left: dict[str, Any]
     ("path", "value", "reduced"),
     [
         ("receipt.dmarcPolicy", "reject", "reject"),
+        ("receipt.dmarcPolicy", "Quarantine", "quarantine"),
+        ("receipt.dmarcPolicy", {"status": "REJECT"}, "reject"),
+        ("receipt.dmarcPolicy", {"status": 7}, ABSENT),
+        ("receipt.dmarcPolicy", {}, ABSENT),
+        ("receipt.dmarcPolicy", ["reject"], ABSENT),
         ("receipt.dmarcPolicy", None, ABSENT),
         ("receipt.dmarcPolicy", 7, ABSENT),
         ("receipt.spamVerdict", {"status": "GRAY"}, {"status": "GRAY"}),
@@ -216,7 +222,7 @@ def test_what_an_odd_field_becomes(path: str, value: Any, reduced: Any) -> None:
         (with_("receipt.recipients", ["\ud800@b.c"]), "not printable text"),
         (
             with_("receipt.recipients", ["a@b.c" * 9000] * 5),
-            "5 recipients and redrive are too much",
+            "5 recipients and redrive have",
         ),
         (with_("receipt.action", ABSENT), "receipt.action is not the S3 action"),
         (with_("receipt.action", None), "receipt.action is not the S3 action"),
@@ -238,9 +244,9 @@ def test_what_an_odd_field_becomes(path: str, value: Any, reduced: Any) -> None:
         (redriven(to=""), "redrive.to is missing"),
         (redriven(to=["anna@gmail.com"]), "redrive.to is missing or not printable text"),
         (redriven(to="anna"), "redrive.to 'anna' is not an address"),
-        (redriven(more="x" * 200_000), "too much for one execution"),
-        (redriven(more=float("nan")), "redrive is no JSON for an execution"),
-        (redriven(more=float("inf")), "redrive is no JSON for an execution"),
+        (redriven(more="x" * 250_000), "as a dead letter, which takes 245760"),
+        (redriven(more=float("nan")), "redrive is not JSON for an execution"),
+        (redriven(more=float("inf")), "redrive is not JSON for an execution"),
     ],
 )
 def test_refusals(body: object, reason: str) -> None:
@@ -289,6 +295,45 @@ def test_deep_nesting_is_taken_or_refused(depth: int) -> None:
 def test_redrive(redrive: dict[str, Any], kept: dict[str, Any]) -> None:
     assert notification.parse(redriven(**redrive)).redrive == kept
     assert notification.parse({**NOTIFICATION, "redrive": None}).redrive is None
+
+
+def long(count: int, **redrive: Any) -> dict[str, Any]:
+    """An email to that many recipients of 104 characters each."""
+    recipients = [f"{n:04}{'x' * 88}@example.com" for n in range(count)]
+    return {**with_("receipt.recipients", recipients), **({"redrive": redrive} if redrive else {})}
+
+
+def test_what_is_taken_once_is_taken_at_each_redrive() -> None:
+    def is_taken(body: dict[str, Any]) -> bool:
+        try:
+            return bool(notification.parse(body))
+        except InvalidNotificationError:
+            return False
+
+    taken = [count for count in range(700, 800) if is_taken(long(count))]
+    assert taken[0] == 700
+    recipients = long(taken[-1])["receipt"]["recipients"]
+    for redrive in ({"attempt": 1}, {"attempt": 999_999, "recipients": recipients}):
+        assert is_taken(long(taken[-1], **redrive))
+    assert not is_taken(long(taken[-1] + 1, attempt=1))
+    assert is_taken(long(900, recipients=recipients[:400]))
+
+
+def test_the_longest_dead_letter_fits_into_the_arguments_of_park() -> None:
+    email = notification.parse(long(700))
+    failure: Failure = {
+        "action": "forward-to-gmail",
+        "target": "x" * 320,
+        "matchedRule": "\U0001f4e7" * 1000,
+        "error": "x" * 256,
+        "cause": "\U0001f4e7" * CAUSE_LENGTH,
+        "executionArn": "x" * 256,
+        "at": "2026-11-24T10:00:00.000Z",
+    }
+    letter = dead_letters.letter(*email, failure)
+    text = json.dumps(letter, ensure_ascii=False, separators=(",", ":"))
+    assert dead_letters.length(*email) <= dead_letters.LETTER_LENGTH
+    assert len(text.encode()) + 2000 < 256 * 1024  # queue, attributes
 
 
 def test_the_set_up_message_is_no_email() -> None:

@@ -233,6 +233,49 @@ def test_hundred_deliveries_and_the_rest_parked(post: Post) -> None:
     assert [post.copies(mailbox) for mailbox in mailboxes] == [1] * 103
 
 
+def long_addresses(count: int) -> list[str]:
+    """Recipients of 104 characters each."""
+    return [f"{n:04}".ljust(91, "x") + "@long.example" for n in range(count)]
+
+
+def test_the_longest_email_can_fail_and_be_redriven(post: Post) -> None:
+    recipients, mailbox = long_addresses(700), post.mailbox()
+    post.cloud.put_rule("*@long.example", "forward-to-gmail", mailbox)
+    post.cloud.google.revoke(mailbox)
+    message_id = post.send(*recipients)
+    post.dead_lettered(message_id)
+    (letter,) = post.take()
+    assert letter.failure["recipients"] == recipients
+    post.cloud.add_mailbox(mailbox)
+    post.redrive(letter)
+    assert post.runs(message_id)[1].ended("delivered") == set(recipients)
+    assert post.copies(mailbox) == 1
+
+
+def test_an_email_that_is_too_long_for_a_dead_letter_is_parked_before_it_starts(
+    post: Post,
+) -> None:
+    post.cloud.put_rule("*@long.example", "store")
+    recipients = long_addresses(900)
+    notification = post.store(post.address("store"))
+    notification["receipt"]["recipients"] = recipients
+    post.cloud.publish(notification)
+    for _ in range(2):
+        post.cloud.wait_idle()
+        (letter,) = post.take()
+        assert letter.queue == "InputDlq"
+        assert "send it for some of the recipients at a time" in letter.failure["cause"]
+        assert json.loads(letter.body["original"])["receipt"]["recipients"] == recipients
+        post.queue(letter.text)
+    post.cloud.wait_idle()
+    post.take()
+    message_id = notification["mail"]["messageId"]
+    assert post.runs(message_id) == []
+    post.queue({**notification, "redrive": {"recipients": recipients[:300]}})
+    post.cloud.wait_idle()
+    assert post.run(message_id).ended("stored") == set(recipients[:300])
+
+
 def test_letters_are_plain_notifications(post: Post) -> None:
     """JSON in a JSON string, as a console may show it, is read too."""
     _recipient, mailbox, _message_id = post.parked()
