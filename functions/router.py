@@ -3,9 +3,8 @@
 import os
 from typing import Any
 
-from ses_mail import clients, observe, outcomes, routing
+from ses_mail import clients, observe, outcomes, route_table, routing
 from ses_mail.payloads import RouterPayload, RouterResult
-from ses_mail.route import route
 
 _METRICS = {routing.STORE: "Stored", routing.DROP: "Dropped", routing.PARK: "InvalidRules"}
 _VERDICTS = {outcomes.VIRUS: "Viruses", outcomes.LOOP: "Loops"}
@@ -15,7 +14,7 @@ _ENDS = {routing.STORE: outcomes.STORED, routing.DROP: outcomes.DROPPED}
 @observe.task
 def handler(event: RouterPayload, _context: Any) -> RouterResult:
     """The deliveries of all recipients; a malformed rule parks only those that it matched."""
-    decisions = route(
+    decisions = route_table.route(
         clients.dynamodb(),
         os.environ["ROUTING_TABLE"],
         event["recipients"],

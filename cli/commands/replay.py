@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 from ses_mail import headers, outcomes, routing
 from ses_mail.addresses import is_address, mailbox
 from ses_mail.notification import Notification
-from ses_mail.route import route
+from ses_mail.route_table import route
 from ses_mail.routing import Delivery
 
 from .. import emails, refusals, replay_plan, tokens, verdicts

@@ -1,9 +1,9 @@
-"""Reading the routing table in as few requests as DynamoDB allows."""
+"""Looking up the routes of an email's recipients, in as few requests as DynamoDB allows."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ses_mail import addresses, tables
+from ses_mail import addresses, outcomes, routing, tables
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -25,6 +25,21 @@ def is_rule(item: Mapping[str, Any]) -> bool:
 def pattern(item: Mapping[str, Any]) -> str:
     """The pattern of a rule's item; `recipient` only repeats it for people."""
     return str(item["PK"]).removeprefix(_PREFIX)
+
+
+def route(
+    dynamodb: "DynamoDBClient", table: str, recipients: Sequence[str], verdict: str, to: str = ""
+) -> list[routing.Decision]:
+    """One decision per recipient; verdict is `none`, or `virus` or `loop`, which need no rules.
+
+    to is the mailbox that a replay names in place of the rules, or empty.
+    """
+    if verdict != outcomes.SAFE:
+        return [routing.decide_unsafe(recipient, verdict) for recipient in recipients]
+    if to:
+        return [routing.decide_replayed(recipient, to) for recipient in recipients]
+    rules = rules_for(dynamodb, table, recipients)
+    return [routing.decide(recipient, rules) for recipient in recipients]
 
 
 def rules_for(
