@@ -17,7 +17,7 @@ _ORDER = (STORE, DROP, PARK, BOUNCE, FORWARD)
 MAX_DELIVERIES = 100
 # The router's result, with every recipient once per delivery, may have 256 KiB as a state.
 _MAX_TEXT = 100 * 1024
-_MAX_RULES = 1000
+_MAX_LIST = 1000
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Rule:
     targets: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Decision:
     """What happens to one recipient and why.
 
@@ -43,7 +43,7 @@ class Decision:
     targets: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Delivery:
     """Recipients that are served together: one copy to a mailbox, or one bounce."""
 
@@ -108,10 +108,18 @@ def decide(recipient: str, rules: Mapping[str, Mapping[str, Any]]) -> Decision:
         try:
             rule = parse_rule(pattern, rules[pattern])
         except InvalidRoutingRuleError as error:
-            return Decision(recipient, PARK, pattern, str(error))
+            return Decision(
+                recipient=recipient, action=PARK, matched_rule=pattern, reason=str(error)
+            )
         if rule:
-            return Decision(recipient, rule.action, pattern, _match_kind(pattern), rule.targets)
-    return Decision(recipient, STORE, outcomes.NO_MATCH, outcomes.NO_RULE)
+            return Decision(
+                recipient=recipient,
+                action=rule.action,
+                matched_rule=pattern,
+                reason=_match_kind(pattern),
+                targets=rule.targets,
+            )
+    return _unmatched(recipient, STORE, outcomes.NO_RULE)
 
 
 def _match_kind(pattern: str) -> str:
@@ -123,12 +131,22 @@ def _match_kind(pattern: str) -> str:
 def decide_unsafe(recipient: str, verdict: str) -> Decision:
     """What an email gets that the state machine found unsafe: verdict is `virus` or `loop`."""
     action = DROP if verdict == outcomes.VIRUS else STORE
-    return Decision(recipient, action, outcomes.NO_MATCH, verdict)
+    return _unmatched(recipient, action, verdict)
 
 
 def decide_replayed(recipient: str, to: str) -> Decision:
     """What an email gets that an operator replays to a mailbox, whatever the rules say."""
-    return Decision(recipient, FORWARD, outcomes.NO_MATCH, outcomes.REPLAYED, (to,))
+    return _unmatched(recipient, FORWARD, outcomes.REPLAYED, (to,))
+
+
+def _unmatched(recipient: str, action: str, reason: str, targets: tuple[str, ...] = ()) -> Decision:
+    return Decision(
+        recipient=recipient,
+        action=action,
+        matched_rule=outcomes.NO_MATCH,
+        reason=reason,
+        targets=targets,
+    )
 
 
 def group(decisions: Iterable[Decision]) -> list[Delivery]:
@@ -145,7 +163,13 @@ def group(decisions: Iterable[Decision]) -> list[Delivery]:
             groups.setdefault(key, []).append(decision)
     ordered = sorted(groups.items(), key=lambda entry: _ORDER.index(entry[0][0]))
     deliveries = [
-        Delivery(action, target, _unique(d.recipient for d in made), _rules(made), _reasons(made))
+        Delivery(
+            action=action,
+            target=target,
+            recipients=_unique(d.recipient for d in made),
+            matched_rule=_listed(d.matched_rule for d in made),
+            reason=_listed(d.reason for d in made),
+        )
         for (action, target, _), made in ordered
     ]
     return _limited(deliveries)
@@ -158,11 +182,11 @@ def _limited(deliveries: list[Delivery]) -> list[Delivery]:
         if index >= MAX_DELIVERIES or text > _MAX_TEXT:
             rest = deliveries[index:]
             parked = Delivery(
-                PARK,
-                "",
-                _unique(r for d in rest for r in d.recipients),
-                ", ".join(_unique(d.matched_rule for d in rest))[:_MAX_RULES],
-                f"{len(deliveries)} deliveries of one email, of which {index} fit: "
+                action=PARK,
+                target="",
+                recipients=_unique(r for d in rest for r in d.recipients),
+                matched_rule=_listed(d.matched_rule for d in rest),
+                reason=f"{len(deliveries)} deliveries of one email, of which {index} fit: "
                 "have fewer targets or recipients",
             )
             return [*deliveries[:index], parked]
@@ -173,10 +197,6 @@ def _unique(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(texts))
 
 
-def _rules(decisions: Iterable[Decision]) -> str:
-    # Cut, because a dead letter has to hold them.
-    return ", ".join(_unique(d.matched_rule for d in decisions))[:_MAX_RULES]
-
-
-def _reasons(decisions: Iterable[Decision]) -> str:
-    return ", ".join(_unique(d.reason for d in decisions))
+def _listed(texts: Iterable[str]) -> str:
+    # Cut, because a dead letter has to hold it.
+    return ", ".join(_unique(texts))[:_MAX_LIST]

@@ -7,7 +7,7 @@ from typing import Any, Literal, NotRequired, get_args, get_origin, get_type_hin
 
 import pytest
 import yaml
-from ses_mail import notification, payloads
+from ses_mail import dead_letters, notification, payloads
 
 ROOT = Path(__file__).parents[2]
 DEFINITION = yaml.safe_load((ROOT / "statemachines" / "process_email.asl.yaml").read_text())
@@ -61,6 +61,18 @@ def states(machine: dict[str, Any]) -> dict[str, Any]:
 def test_state_sends_the_shape(name: str) -> None:
     sent = states(DEFINITION)[name]["Arguments"]["Payload"]
     assert set(sent) == set(get_type_hints(TASKS[name]))
+
+
+def test_park_writes_the_dead_letter() -> None:
+    """As the sweeper does: same fields, and none absent."""
+    body = states(DEFINITION)["Park"]["Arguments"]["MessageBody"]
+    assert set(body) == set(get_type_hints(payloads.DeadLetter))
+    assert set(body["failure"]) == set(get_type_hints(payloads.Failure))
+    email = notification.parse((ROOT / "events" / "ses-notification.json").read_text())
+    failure: payloads.Failure = {"action": "execution", "error": "E", "cause": "", "at": ""}
+    letter = dead_letters.letter(*email, failure)
+    assert set(letter) == set(body)
+    assert differences(letter, payloads.DeadLetter) == []
 
 
 @pytest.mark.parametrize(
