@@ -46,7 +46,7 @@ class Task:
         return [attempt.error for attempt in self.attempts if attempt.error]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Delivery:
     """What the router decided for some recipients, and what became of it.
 
@@ -55,10 +55,10 @@ class Delivery:
     """
 
     action: str
-    target: str
     recipients: tuple[str, ...]
-    matched_rule: str
-    reason: str
+    target: str = ""
+    matched_rule: str = ""
+    reason: str = ""
     outcome: str = ""
     error: str = ""
     cause: str = ""
@@ -255,18 +255,18 @@ class _Teller:
         if details["name"] in ("Fetch email", "Look up routes") and "deliveries" in output:
             self.deliveries = [
                 Delivery(
-                    made["action"],
-                    made.get("target", ""),
-                    tuple(made.get("recipients", [])),
-                    made.get("matchedRule", ""),
-                    made.get("reason", ""),
+                    action=made["action"],
+                    target=made.get("target", ""),
+                    recipients=tuple(made.get("recipients", [])),
+                    matched_rule=made.get("matchedRule", ""),
+                    reason=made.get("reason", ""),
                     cause=error_message(made.get("failure", {}).get("Cause", "")),
                 )
                 for made in output["deliveries"]
             ]
         elif details["name"] == "Park email":  # of executions before the state became `Park`
             for made in output.get("outcomes", []):
-                parked = Delivery(made["action"], "", tuple(made["recipients"]), "", "")
+                parked = Delivery(action=made["action"], recipients=tuple(made["recipients"]))
                 self._end(parked, made, event["timestamp"], list(self.tasks.values()))
                 self.parked.append(parked)
         elif delivery and "outcome" in output:

@@ -166,7 +166,8 @@ def _of_forward(
         return f"{name} still tries to deliver it: one of both will, the other finds it there"
     again = " once more" if asked.force else ""
     spam = not asked.ignore_verdicts and verdicts.why_spam(original.receipt)
-    return f"is delivered{again}{f' into the spam folder: {spam}' if spam else ''}"
+    folder = f" into the spam folder ({spam})" if spam else ""
+    return f"is delivered{again}{folder}{_last_time(email, delivery)}"
 
 
 def _of_bounce(email: Email, original: Notification, delivery: Delivery, asked: Asked) -> str:
@@ -179,7 +180,20 @@ def _of_bounce(email: Email, original: Notification, delivery: Delivery, asked: 
         return "is not bounced: SES refuses that after 24 hours"
     if (name := _still_running(email, delivery)) and not asked.force:
         return f"{name} still tries to bounce it: one of both will"
-    return "is bounced, if that hurts nobody"
+    return f"is bounced, if that hurts nobody{_last_time(email, delivery)}"
+
+
+def _last_time(email: Email, delivery: Delivery) -> str:
+    """Why the same delivery came to nothing in the latest execution that tried it, if it did."""
+    for story in reversed(email.stories):
+        for made in story.deliveries:
+            if (made.action, made.target) == (delivery.action, delivery.target):
+                if made.outcome == outcomes.DEAD_LETTERED:
+                    return f"; last time it failed with {made.error}"
+                if made.outcome == outcomes.SUPPRESSED:
+                    return f"; last time it was suppressed: {made.why}"
+                return ""
+    return ""
 
 
 def _still_running(email: Email, delivery: Delivery) -> str:

@@ -200,7 +200,8 @@ def _nothing_found(
     session: Session, queue: Dlq, chosen: Mapping[str, str], answer: Mapping[str, Any]
 ) -> str:
     wanted = " and ".join(f"{name} {value}" for name, value in chosen.items() if value)
-    others = f"{answer['filtered']} others are there" if answer["filtered"] else "no other is there"
+    count = answer["filtered"]
+    others = "1 other is there" if count == 1 else f"{count or 'no'} others are there"
     hidden = f", and {answer['remaining']} cannot be seen now" if answer["remaining"] else ""
     return (
         f"No letter{f' with {wanted}' if wanted else ''} is in "

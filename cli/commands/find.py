@@ -31,7 +31,7 @@ _SPAN = re.compile(r"(\d+)([mhdw])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Found:
     """A stored email that matches; what its headers say is decoded, printable text."""
 
@@ -172,12 +172,12 @@ def _match(session: Session, email: StoredEmail, date: datetime, wanted: Wanted)
         if not wanted.by_recipient(recipients):
             return None
     return Found(
-        message_id,
-        date,
-        ", ".join(shown(fields, "from")),
-        ", ".join(dict.fromkeys(recipients)),
-        ", ".join(shown(fields, "subject")),
-        email.size,
+        message_id=message_id,
+        date=date,
+        sender=", ".join(shown(fields, "from")),
+        to=", ".join(dict.fromkeys(recipients)),
+        subject=", ".join(shown(fields, "subject")),
+        size=email.size,
     )
 
 

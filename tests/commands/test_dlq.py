@@ -83,7 +83,7 @@ def test_redrive_of_another_error_moves_nothing(post: Post, sesmail: Sesmail) ->
     parked(post)
     ran = sesmail("dlq redrive forwarder --error GmailRejectedError --json", code=3)
     assert ran.json["error"] == (
-        "No letter with Error GmailRejectedError is in ses-gmail-forwarder-dlq-test: 1 others are "
+        "No letter with Error GmailRejectedError is in ses-gmail-forwarder-dlq-test: 1 other is "
         "there. Nothing was redriven"
     )
     assert len(post.take("GmailForwarderDlq")) == 1
@@ -265,7 +265,7 @@ def test_redrive_tells_failed_from_filtered(
         ("dlq redrive nowhere", 2, "nowhere"),
         ("dlq redrive bouncer --velocity 0", 2, "velocity"),
         ("dlq redrive bouncer --message-id nosuch", 3, "No letter with MessageId nosuch"),
-        ("dlq redrive bouncer", 3, "No letter is in ses-bouncer-dlq-test: no other is there"),
+        ("dlq redrive bouncer", 3, "No letter is in ses-bouncer-dlq-test: no others are there"),
         ("dlq show --message-id nosuch", 3, "No letter of nosuch"),
     ],
 )

@@ -156,6 +156,8 @@ def test_one_recipient_under_a_corrected_rule(post: Post, sesmail: Sesmail) -> N
 
 def test_a_replay_overtakes_the_letter_that_waits(post: Post, sesmail: Sesmail) -> None:
     _recipient, mailbox, message_id = post.parked()
+    previewed = sesmail(f"replay {message_id}", code=2).out
+    assert "is delivered; last time it failed with GmailTokenError" in previewed
     post.cloud.add_mailbox(mailbox)
     sesmail(f"replay {message_id} --yes --wait")
     assert post.copies(mailbox) == 1

@@ -141,3 +141,24 @@ def test_every_command_in_a_sentence_exists() -> None:
             command = command.commands[words.pop(0)]
         options = {option for p in command.params for option in p.opts} | {"--help", "--json"}
         assert {word for word in words if word.startswith("--")} <= options, line
+
+
+def test_what_differs_from_the_former_runbook_is_what_the_design_says() -> None:
+    """All of it and nothing else (design, "Changes to the seed runbook, all there are")."""
+    text = (ROOT / "runbooks" / "OPERATIONS.md").read_text()
+    section = text.partition("## What differs from the former runbook\n")[2]
+    rows = [line for line in section.splitlines() if line.startswith("|")][2:]
+    changed = {
+        "redrive to `ses-gmail-forwarder`": "`ses-email-input-{env}`",
+        "--projection-expression": "`#action` with an attribute name",
+        "`Key=DocumentName`": "`Key=DocumentNamePrefix`",
+        "`date -v-1H`": "seconds since 1970",
+        "`aws logs tail`": "needs version 2 of the AWS CLI",
+        "Terraform rollback": "`sam deploy`",
+        "queue-age alarms": "`ses-mail-delivery-delayed-{env}`",
+        "no rule at all bounces": "is stored, with an alarm",
+    }
+    assert len(rows) == len(changed)
+    for former, here in changed.items():
+        (row,) = (row for row in rows if former in row.split("|")[1])
+        assert here in row.split("|")[2]
