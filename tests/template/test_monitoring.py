@@ -442,5 +442,4 @@ def test_trace_has_a_place_for_the_message_id() -> None:
 def test_starts_are_said_to_count_duplicates_of_what_runs() -> None:
     """StartExecution answers them alike, so nobody can tell them apart."""
     text = (ROOT / "monitoring.yaml").read_text()
-    assert '"starter", {"label": "started (also duplicates while they run)"}' in text
     assert "duplicate of an\n        email that is still under way counts too" in text

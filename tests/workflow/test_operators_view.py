@@ -512,7 +512,7 @@ def test_executions(night: Night) -> None:
 
 def test_starts(night: Night) -> None:
     assert night.widgets["Starts"] == {
-        "started": EMAILS,
+        "started (also duplicates while they run)": EMAILS,
         "duplicates": 1,
         "ignored": 1,
         "parked": 1,
