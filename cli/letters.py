@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from ses_mail import notification
+from ses_mail import dead_letters, notification
 from ses_mail.errors import InvalidNotificationError
 from ses_mail.notification import Notification
 
@@ -73,9 +73,8 @@ class Letter:
             return None
 
     @property
-    def failure(self) -> dict[str, Any]:
-        failure = self.body.get("failure")
-        return failure if isinstance(failure, dict) else {}
+    def failure(self) -> Mapping[str, Any]:
+        return dead_letters.failure_in(self.text)
 
     @property
     def message_id(self) -> str:

@@ -82,6 +82,19 @@ def is_parked(message: object) -> bool:
     return isinstance(message, dict) and "original" in message and "mail" not in message
 
 
+def failure_in(text: str) -> Mapping[str, Any]:
+    """What a message says of its failure; empty if it says nothing, as one of SNS or the Pipe.
+
+    Anybody's JSON may lie in a queue, so the fields have the types that they have.
+    """
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    failure = message.get("failure") if isinstance(message, dict) else None
+    return failure if isinstance(failure, dict) else {}
+
+
 def park(
     sqs: "SQSClient",
     queue_url: str,
