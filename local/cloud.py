@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -457,6 +457,15 @@ class Cloud:
     def now(self) -> float:
         """Epoch seconds of the cloud's own, faster clock."""
         return self._epoch + (time.time() - self._epoch) / self.factor
+
+    def pass_time(self, **span: float) -> None:
+        """Let everything measured and executed so far be older by a `timedelta(**span)`, in which
+        nothing happened."""
+        back = timedelta(**span)
+        self.metrics.age(back)
+        for execution in self._executions():
+            execution.start_date -= back
+            execution.stop_date = execution.stop_date and execution.stop_date - back
 
     @property
     def google_url(self) -> str:

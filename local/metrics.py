@@ -222,6 +222,13 @@ class Metrics:
             ):
                 yield Datum("AWS/SQS", name, {"QueueName": queue.name}, value, unit)
 
+    def age(self, span: timedelta) -> None:
+        """Everything collected so far, and what was put through the API, is older by that much."""
+        self.collect()
+        with self._lock:
+            for datum in [*self._data, *cloudwatch_backends[ACCOUNT][REGION].metric_data]:
+                datum.timestamp -= span
+
     # -- alarms ------------------------------------------------------------------------------------
 
     def alarms(self, at: datetime | None = None, reading: Reading = Reading()) -> set[str]:

@@ -71,7 +71,9 @@ def _parts(report: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "failed executions, 24 h", failed.get("last24h")
     for execution in failed.get("newest", []):
         yield f"  {execution['status']}", execution["name"]
-    yield "Gmail tokens work", report["gmailToken"].get("valid")
+    token = report["gmailToken"]
+    checked = f", checked {when(token['checkedAt'])}" if "checkedAt" in token else ""
+    yield f"Gmail tokens work{checked}", token.get("valid")
     for alarm in report["alarms"]:
         # What is looked at above may be over, though its alarm looks back for longer.
         also = "" if alarm["issue"] else " (by itself not an issue: see above)"

@@ -2,16 +2,13 @@
 soon as it is over."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
-from moto.cloudwatch.models import cloudwatch_backends
 from moto.dynamodb.exceptions import DynamodbException
 from moto.dynamodb.responses import DynamoHandler
 from moto.ses.models import ses_backends
-from moto.stepfunctions.parser.models import stepfunctions_parser_backends
 
-from local.cloud import Cloud
 from local.google import Fault
 from local.iam import ACCOUNT, REGION
 from tests.workflow.kit import Post, refuse
@@ -29,23 +26,11 @@ def calm(post: Post) -> Iterator[Post]:
     for page in pages.paginate(Path="/ses-mail/test/gmail-tokens/"):
         for parameter in page["Parameters"]:
             ssm.delete_parameter(Name=parameter["Name"])
-    pass_time(post.cloud, days=30)
+    post.cloud.pass_time(days=30)
     post.mailbox()
     post.cloud.events.tick()  # the hourly checks
     post.cloud.wait_idle()
     return post
-
-
-def pass_time(cloud: Cloud, **span: float) -> None:
-    """Whatever was measured and executed by now is older by that much."""
-    back = timedelta(**span)
-    cloud.metrics.collect()
-    for datum in [*cloud.metrics._data, *cloudwatch_backends[ACCOUNT][REGION].metric_data]:
-        datum.timestamp -= back
-    for machine in stepfunctions_parser_backends[ACCOUNT][REGION].state_machines:
-        for execution in machine.executions:
-            execution.start_date -= back
-            execution.stop_date = execution.stop_date and execution.stop_date - back
 
 
 def issues(sesmail: Sesmail) -> list[str]:
@@ -82,7 +67,7 @@ def test_the_token_is_dead(calm: Post, sesmail: Sesmail) -> None:
         a["name"]: a["issue"] for a in sesmail("health --json", code=1).json["report"]["alarms"]
     }
     assert listed.items() >= {("ses-mail-gmail-token-invalid-test", False)}
-    pass_time(calm.cloud, minutes=1)  # the metrics' grain
+    calm.cloud.pass_time(minutes=1)  # the metrics' grain
     calm.cloud.add_mailbox(mailbox)
     calm.cloud.events.tick()
     sesmail("dlq redrive forwarder --error GmailTokenError", code=None)  # or the monitor has
@@ -163,7 +148,7 @@ def test_dynamodb_throttles(calm: Post, sesmail: Sesmail, monkeypatch: pytest.Mo
     # periods more than its four, where data points are missing.
     (alarm,) = issues(sesmail)
     assert "ses-mail-lambda-router-errors-test" in alarm
-    pass_time(calm.cloud, minutes=31)
+    calm.cloud.pass_time(minutes=31)
     assert issues(sesmail) == []
 
 
@@ -213,7 +198,7 @@ def test_an_execution_that_nobody_parked(calm: Post, sesmail: Sesmail) -> None:
     (died,) = issues(sesmail)
     assert died.startswith("1 executions died, and their emails are in no queue yet")
     assert died.endswith("Runbook: Executions died uncaught")
-    pass_time(calm.cloud, hours=2)
+    calm.cloud.pass_time(hours=2)
     calm.cloud.events.tick()
     (letters,) = issues(sesmail)
     assert "ses-email-input-dlq-test holds 1" in letters

@@ -30,13 +30,14 @@ _TROUBLE = re.compile(
 @dataclass(frozen=True)
 class Block:
     """One fenced block; `number` counts those of its section from 1, `not_run` is the reason that
-    a comment above it gives."""
+    a comment above it gives, `again` says that it does the same as the one right above it."""
 
     section: str
     number: int
     line: int
     text: str
     not_run: str = ""
+    again: bool = False
 
     @property
     def key(self) -> tuple[str, int]:
@@ -49,7 +50,7 @@ class Block:
 def blocks(document: Path) -> list[Block]:
     """Every fenced block, those inside of lists too, without their indentation."""
     found: list[Block] = []
-    section, not_run = "", ""
+    section, not_run, again = "", "", False
     lines = iter(enumerate(document.read_text().splitlines(), 1))
     for number, line in lines:
         if fence := _FENCE.match(line):
@@ -59,10 +60,11 @@ def blocks(document: Path) -> list[Block]:
                     break
                 text.append(inner.removeprefix(fence[1]))
             count = sum(block.section == section for block in found) + 1
-            found.append(Block(section, count, number, "\n".join(text) + "\n", not_run))
+            found.append(Block(section, count, number, "\n".join(text) + "\n", not_run, again))
         elif heading := _HEADING.match(line):
             section = heading[1]
         if line.strip():
+            again = bool(fence)
             mark = _MARK.search(line)
             not_run = mark[1] if mark else ""
     return found
@@ -95,6 +97,7 @@ class Terminal:
             "[ses-mail]\naws_access_key_id = operator\naws_secret_access_key = local\n"
         )
         installed = Path(sys.executable).parent
+        page = f"curl --silent --cacert {cloud.google.ca_file} --output page --location %s"
         # `aws sqs` of version 1 goes to AWS itself whatever AWS_ENDPOINT_URL says.
         aws = folder / "bin" / "aws"
         aws.parent.mkdir()
@@ -111,6 +114,8 @@ class Terminal:
             "HTTPS_PROXY": cloud.google.url,
             "REQUESTS_CA_BUNDLE": str(cloud.google.ca_file),
             "HTTPLIB2_CA_CERTS": str(cloud.google.ca_file),
+            # In the background, as a real one: it waits for the command that waits for it.
+            "BROWSER": f"{page} &",
         }
 
     def run(self, text: str, variables: Mapping[str, str] | None = None) -> Ran:

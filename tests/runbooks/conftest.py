@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from local.cloud import Cloud
+from local.faults import Faults
 from local.iam import ACCOUNT
 from tests.workflow.kit import Post
 
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="package")
 def cloud() -> Iterator[Cloud]:
-    with Cloud(ROOT, time_factor=0.002) as running:
+    with Cloud(ROOT, time_factor=0.002, faults=Faults()) as running:
         running.runtime.prewarm()
         yield running
 
@@ -34,7 +35,9 @@ def world(cloud: Cloud, tmp_path: Path) -> Iterator[World]:
         names={"account-id": ACCOUNT, "environment": cloud.environment},
     )
     yield world
+    cloud.faults.heal()
     cloud.google.faults.clear()
+    cloud.google.person = ""
     cloud.ses.faults.clear()
     cloud.pipe.resume()
     cloud.wait_idle()

@@ -60,8 +60,18 @@ def token_revoked(world: World) -> None:
     world.cloud.google.revoke(MAILBOX)
     send(world)
     assert_letter(world, "GmailForwarderDlq", "GmailTokenError")
-    new = world.cloud.google.add_mailbox(MAILBOX)
-    (world.terminal.folder / "token.json").write_text(json.dumps(new))
+    renewable(world)
+
+
+def renewable(world: World) -> None:
+    """What it takes to renew a token: its owner and the OAuth client, or a new token in a file."""
+    google = world.cloud.google
+    google.person = MAILBOX
+    for name, content in (
+        ("client_secret.json", google.add_client()),
+        ("token.json", google.add_mailbox(MAILBOX)),
+    ):
+        (world.terminal.folder / name).write_text(json.dumps(content))
 
 
 def assert_letter(world: World, queue: str, error: str) -> None:
@@ -143,12 +153,17 @@ def bounce_refused(world: World) -> None:
     assert_letter(world, "BouncerDlq", "BounceRejectedError")
 
 
-def rule_mended(world: World) -> None:
-    """A letter because of a rule that could not be obeyed, and can be now."""
+def rule_malformed(world: World) -> None:
+    """A letter because of a rule that cannot be obeyed."""
     mailbox(world)
     world.cloud.put_rule(ADDRESS, "forward-to-gmail")
     send(world)
     assert_letter(world, "InputDlq", "InvalidRoutingRuleError")
+
+
+def rule_fixed(world: World) -> None:
+    """A letter whose cause is over."""
+    rule_malformed(world)
     world.cloud.put_rule(ADDRESS, "forward-to-gmail", MAILBOX)
 
 
