@@ -6,7 +6,9 @@ from typing import Any
 from ses_mail import clients, clock, observe
 from ses_mail.addresses import domain_to_ascii
 from ses_mail.bounce import Bouncer, Order
-from ses_mail.deliveries import Deliveries
+from ses_mail.bounce_limit import BounceLimit
+from ses_mail.bounce_records import BounceRecords
+from ses_mail.deliveries import DeliveryTable
 from ses_mail.outcomes import SUPPRESSED
 from ses_mail.payloads import BouncerPayload, DeliveryResult
 
@@ -16,24 +18,25 @@ def handler(event: BouncerPayload, context: Any) -> DeliveryResult:
     """One bounce for all recipients of the delivery, or none, with the reason."""
     delivery, email = event["delivery"], event["email"]
     order = Order(
-        event["messageId"],
-        event["source"],
-        clock.parse(event.get("receivedAt", "")),
-        event["receipt"],
-        tuple(delivery["recipients"]),
-        email["bucket"],
-        email["key"],
-        event["executionArn"],
-        event.get("force", ""),
+        message_id=event["messageId"],
+        source=event["source"],
+        received_at=clock.parse(event.get("receivedAt", "")),
+        receipt=event["receipt"],
+        recipients=tuple(delivery["recipients"]),
+        bucket=email["bucket"],
+        key=email["key"],
+        execution=event["executionArn"],
+        force=event.get("force", ""),
     )
-    table, days = os.environ["DELIVERIES_TABLE"], int(os.environ["RETENTION_DAYS"])
+    days, per_hour = os.environ["RETENTION_DAYS"], os.environ["BOUNCES_PER_SENDER_PER_HOUR"]
+    table = DeliveryTable(clients.dynamodb(), os.environ["DELIVERIES_TABLE"], int(days))
     bouncer = Bouncer(
-        Deliveries(clients.dynamodb(), table, days),
-        clients.s3(),
-        clients.ses(),
-        [domain_to_ascii(domain) for domain in os.environ["DOMAINS"].split(",")],
-        int(os.environ["BOUNCES_PER_SENDER_PER_HOUR"]),
-        lambda: float(context.get_remaining_time_in_millis() / 1000),
+        records=BounceRecords(table),
+        limit=BounceLimit(table, int(per_hour)),
+        s3=clients.s3(),
+        ses=clients.ses(),
+        our_domains=[domain_to_ascii(domain) for domain in os.environ["DOMAINS"].split(",")],
+        seconds_left=lambda: float(context.get_remaining_time_in_millis() / 1000),
     )
     ended = bouncer.bounce(order)
     observe.action_result(delivery, ended.state, ended.result_id, ended.reason)

@@ -6,9 +6,10 @@ from typing import Any
 
 from ses_mail import clients, clock, observe
 from ses_mail.credentials import CredentialStore
-from ses_mail.deliveries import Deliveries
+from ses_mail.deliveries import DeliveryTable
 from ses_mail.errors import GmailTemporaryError
 from ses_mail.forward import Forwarder, Order
+from ses_mail.forward_records import ForwardRecords
 from ses_mail.payloads import DeliveryResult, ForwarderPayload
 from ses_mail.stored_email import StoredEmail
 
@@ -34,13 +35,13 @@ def handler(event: ForwarderPayload, context: Any) -> DeliveryResult:
         event.get("force", ""),
     )
     table, days = os.environ["DELIVERIES_TABLE"], int(os.environ["RETENTION_DAYS"])
-    deliveries = Deliveries(clients.dynamodb(), table, days)
+    records = ForwardRecords(DeliveryTable(clients.dynamodb(), table, days))
 
     def seconds_left() -> float:
         return float(context.get_remaining_time_in_millis() / 1000)
 
     try:
-        ended = Forwarder(deliveries, _credentials(), clients.s3(), seconds_left).forward(order)
+        ended = Forwarder(records, _credentials(), clients.s3(), seconds_left).forward(order)
     except GmailTemporaryError:
         observe.delivery_delay(clock.parse(event.get("receivedAt", "")))
         raise

@@ -1,15 +1,26 @@
 """Sending one bounce for all recipients of an email that get one, at most once."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    ParamValidationError,
+    ProxyConnectionError,
+)
 
 from ses_mail import addresses, bounce_policy, clock, stored_email
-from ses_mail.deliveries import BounceClaim, Deliveries, Ended
+from ses_mail.bounce_limit import BounceLimit
+from ses_mail.bounce_records import BounceClaim, BounceRecords
+from ses_mail.deliveries import Ended
 from ses_mail.errors import BounceRejectedError, BounceThrottledError, DeliveryInProgressError
+from ses_mail.headers import Headers
 from ses_mail.outcomes import ALREADY_THERE, BOUNCED, SENDER_LIMIT, SUPPRESSED
 
 if TYPE_CHECKING:
@@ -17,6 +28,9 @@ if TYPE_CHECKING:
     from mypy_boto3_ses import SESClient
 
 _LEASE_MARGIN = 30.0
+# Seconds that SendBounce and the record of its answer may take: longer than the client's time-outs
+# for both, or `sending` would be left behind by a Lambda that was ended before it could send.
+TIME_TO_SEND = 30.0
 _THROTTLED = ("Throttling", "ThrottlingException", "TooManyRequestsException")
 _REJECTED = (
     "MessageRejected",
@@ -27,9 +41,21 @@ _REJECTED = (
     "InvalidParameterValue",
     "ValidationError",
 )
+# Raised before the first byte of a request has left.
+_NEVER_LEFT = (
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    ParamValidationError,
+    ProxyConnectionError,
+)
 
 
-@dataclass(frozen=True)
+class OutOfTimeError(Exception):
+    """Too little of the invocation is left for SendBounce; the step is retried."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Order:
     """One bounce as the state machine asks for it; source is the envelope sender."""
 
@@ -44,15 +70,15 @@ class Order:
     force: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bouncer:
-    """Sends bounces; our_domains in A-label form, per_hour is the cap for one sender."""
+    """Sends bounces; our_domains in A-label form."""
 
-    deliveries: Deliveries
+    records: BounceRecords
+    limit: BounceLimit
     s3: "S3Client"
     ses: "SESClient"
     our_domains: Sequence[str]
-    per_hour: int
     seconds_left: Callable[[], float]
 
     def bounce(self, order: Order) -> Ended:
@@ -62,55 +88,70 @@ class Bouncer:
         that got lost nothing is given back: the next attempt finds `sending` and suppresses.
         """
         _, fields = stored_email.find(self.s3, order.bucket, order.key)
-        claim, ended = self.deliveries.claim_bounces(
-            order.message_id,
-            order.recipients,
-            order.force,
-            self.seconds_left() + _LEASE_MARGIN,
+        opened = self.records.open(
+            order.message_id, order.recipients, order.force, self.seconds_left() + _LEASE_MARGIN
         )
+        claim = opened.claim
         if claim is None:
-            return _summary(list(ended.values()))
-        sender = addresses.canonical(order.source)
-        counted = False
-        try:
-            verdict = bounce_policy.decide(
-                bounce_policy.Received(
-                    order.source, order.receipt, order.received_at, fields, self.our_domains
-                )
-            )
-            if verdict.bounce:
-                counted = self.deliveries.count_bounce(sender, self.per_hour)
-                if not counted:
-                    verdict = bounce_policy.Verdict(False, SENDER_LIMIT)
-            if not verdict.bounce:
-                self.deliveries.end_bounces(claim, SUPPRESSED, "", verdict.reason, order.execution)
-                return Ended(SUPPRESSED, "", verdict.reason)
-            self.deliveries.mark_sending(claim, order.execution)
-        except Exception:
-            # Nothing was sent yet. If even this fails, the lease runs out by itself.
-            with suppress(BotoCoreError, ClientError, DeliveryInProgressError):
-                self.deliveries.give_back_bounces(claim)
-            if counted:
-                # Or a few retries would fill the sender's hour, and a limit suppresses for good.
-                with suppress(BotoCoreError, ClientError):
-                    self.deliveries.uncount_bounce(sender)
-            raise
-        left = [r for r in order.recipients if r not in ended]
-        result_id = self._send(order, left, claim, sender)
-        self.deliveries.end_bounces(claim, BOUNCED, result_id, "", order.execution)
-        return Ended(BOUNCED, result_id)
+            return _summary(list(opened.ended.values()))
+        with self._giving_back(claim):
+            if reason := self._reason_against(order, fields):
+                suppressed = Ended(SUPPRESSED, "", reason)
+                self.records.end(claim, suppressed, order.execution)
+                return suppressed
+        with self._giving_back(claim, counted=order.source):
+            self._need_time()
+            self.records.mark_sending(claim, order.execution)
+            self._need_time()
+        with self._giving_back(claim, counted=order.source, after=surely_unsent):
+            bounced = Ended(BOUNCED, self._send(order, claim.recipients))
+        self.records.end(claim, bounced, order.execution)
+        return bounced
 
-    def _send(
-        self, order: Order, recipients: Sequence[str], claim: BounceClaim, sender: str
-    ) -> str:
+    def _reason_against(self, order: Order, fields: Headers) -> str:
+        """Why no bounce may be sent; empty if one may, which is then counted."""
+        verdict = bounce_policy.decide(
+            bounce_policy.Received(
+                order.source, order.receipt, order.received_at, fields, self.our_domains
+            )
+        )
+        if not verdict.bounce:
+            return verdict.reason
+        return "" if self.limit.count(order.source) else SENDER_LIMIT
+
+    def _need_time(self) -> None:
+        left = self.seconds_left()
+        if left < TIME_TO_SEND:
+            raise OutOfTimeError(f"{left:.0f} s are left, a bounce may take {TIME_TO_SEND:.0f} s")
+
+    @contextmanager
+    def _giving_back(
+        self,
+        claim: BounceClaim,
+        counted: str = "",
+        after: Callable[[Exception], bool] = lambda _: True,
+    ) -> Iterator[None]:
+        """Give the lease back after such an error, and the count of this sender.
+
+        If even this fails, the lease runs out by itself. A count that stayed would, after a few
+        retries, fill the sender's hour, and the limit suppresses for good.
+        """
+        try:
+            yield
+        except Exception as error:
+            if after(error):
+                with suppress(BotoCoreError, ClientError, DeliveryInProgressError):
+                    self.records.give_back(claim)
+                if counted:
+                    with suppress(BotoCoreError, ClientError):
+                        self.limit.uncount(counted)
+            raise
+
+    def _send(self, order: Order, recipients: Sequence[str]) -> str:
         try:
             answer = self.ses.send_bounce(**bounce_request(order, recipients))
         except ClientError as error:
             code = error.response["Error"]["Code"]
-            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-            if 400 <= status < 500:
-                self.deliveries.give_back_bounces(claim)
-                self.deliveries.uncount_bounce(sender)
             text = f"SES refuses to bounce: {code}: {error.response['Error']['Message']}"
             if code in _THROTTLED:
                 raise BounceThrottledError(text, code) from None
@@ -118,6 +159,13 @@ class Bouncer:
                 raise BounceRejectedError(text, code) from None
             raise
         return answer["MessageId"]
+
+
+def surely_unsent(error: Exception) -> bool:
+    """Whether SES has said no, or never heard of the bounce; anything else leaves it in doubt."""
+    if isinstance(error, ClientError):
+        return 400 <= error.response["ResponseMetadata"]["HTTPStatusCode"] < 500
+    return isinstance(error, (BounceRejectedError, BounceThrottledError, *_NEVER_LEFT))
 
 
 def bounce_request(order: Order, recipients: Sequence[str]) -> dict[str, Any]:

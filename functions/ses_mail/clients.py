@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from mypy_boto3_ssm import SSMClient
     from mypy_boto3_stepfunctions import SFNClient
 
-# Short time-outs: a Lambda that hangs on a lost connection is worth less than a retry of its step.
-_CONFIG = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard"})
-# A lost answer makes the client send the call again by itself, which for a bounce means two.
-_ONCE = Config(
-    connect_timeout=5, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 1}
+# Seconds. Short: a Lambda that hangs on a lost connection is worth less than a retry of its step.
+CONNECT_TIMEOUT, READ_TIMEOUT = 5, 20
+_CONFIG = Config(
+    connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT, retries={"mode": "standard"}
 )
+# A lost answer makes the client send the call again by itself, which for a bounce means two.
+_ONCE = _CONFIG.merge(Config(retries={"mode": "standard", "total_max_attempts": 1}))
 
 
 @cache

@@ -2,7 +2,7 @@
 
     PK                   SK                                what
     EMAIL#{messageId}    FORWARD#{mailbox}[#{force}]       a delivery to a mailbox
-    EMAIL#{messageId}    BOUNCE#{recipient}[#{force}]      the bounce for one recipient
+    EMAIL#{messageId}    BOUNCE#{recipient}[#{force}]      the bounce for one recipient, canonical
     EMAIL#{messageId}    PARKED#{execution name}           all that this execution failed to do is
                                                            in a queue (the state machine writes it)
     SENDER#{address}     HOUR#{2026-11-24T10}              bounces sent to it in that hour
@@ -12,6 +12,8 @@ force is the nonce of a repeated delivery (`sesmail replay --force`).
 """
 
 from collections.abc import Mapping
+
+from ses_mail.addresses import canonical
 
 Key = Mapping[str, str]
 
@@ -30,7 +32,7 @@ def forward(message_id: str, mailbox: str, force: str = "") -> Key:
 
 def bounce(message_id: str, recipient: str, force: str = "") -> Key:
     """One recipient's share in a bounce."""
-    return {"PK": email(message_id), "SK": _sort_key(_BOUNCE, recipient, force)}
+    return {"PK": email(message_id), "SK": _sort_key(_BOUNCE, canonical(recipient), force)}
 
 
 def parked(message_id: str, execution_name: str) -> Key:

@@ -9,8 +9,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from ses_mail import stored_email
 from ses_mail.credentials import CredentialStore, MailboxCredentials
-from ses_mail.deliveries import Claim, Deliveries, Ended, Upload
+from ses_mail.deliveries import Ended
 from ses_mail.errors import GmailRejectedError, GmailTemporaryError, GmailTokenError
+from ses_mail.forward_records import Claim, ForwardRecords, Upload
 from ses_mail.gmail import GmailImport, SessionGoneError
 from ses_mail.outcomes import ALREADY_THERE, DELIVERED
 from ses_mail.stored_email import StoredEmail
@@ -44,7 +45,7 @@ class Forwarder:
     seconds_left tells how long this invocation may still run.
     """
 
-    deliveries: Deliveries
+    records: ForwardRecords
     credentials: CredentialStore
     s3: "S3Client"
     seconds_left: Callable[[], float]
@@ -55,7 +56,7 @@ class Forwarder:
         Raises the Gmail errors of errors.py and DeliveryInProgressError.
         """
         lease = self.seconds_left() + _LEASE_MARGIN
-        claim = self.deliveries.claim_forward(order.message_id, order.mailbox, order.force, lease)
+        claim = self.records.claim(order.message_id, order.mailbox, order.force, lease)
         if isinstance(claim, Ended):
             return Ended(claim.state, claim.result_id, ALREADY_THERE)
         attempt = _Attempt(self, order, claim)
@@ -64,7 +65,7 @@ class Forwarder:
         except Exception:
             # If even this fails, the lease runs out by itself.
             with suppress(BotoCoreError, ClientError):
-                self.deliveries.give_back(claim)
+                self.records.give_back(claim)
             raise
 
 
@@ -103,8 +104,14 @@ class _Attempt:
         size = len(delivered_to(order.recipients)) + order.email.size
         gmail = self._gmail(credentials, order.labels, size)
         try:
-            fresh = Upload(gmail.start(), order.recipients, order.labels, size, order.email.etag)
-            self._forwarder.deliveries.record_upload(self._claim, fresh)
+            fresh = Upload(
+                session=gmail.start(),
+                recipients=order.recipients,
+                labels=order.labels,
+                size=size,
+                etag=order.email.etag,
+            )
+            self._forwarder.records.record_upload(self._claim, fresh)
             self._upload = fresh
             return self._send(gmail, fresh, 0)
         finally:
@@ -139,17 +146,17 @@ class _Attempt:
         try:
             message_id = gmail.upload(upload.session, begin, read, out_of_time)
         except SessionGoneError:
-            self._forwarder.deliveries.forget_upload(self._claim)
+            self._forwarder.records.forget_upload(self._claim)
             raise GmailTemporaryError("Google lost the upload session", "session_lost") from None
         except GmailRejectedError:
             # Asked again, this session would refuse again, even after the cause is mended.
-            self._forwarder.deliveries.forget_upload(self._claim)
+            self._forwarder.records.forget_upload(self._claim)
             raise
         return self._delivered(upload, message_id)
 
     def _delivered(self, upload: Upload, message_id: str) -> Ended:
         order = self._order
-        self._forwarder.deliveries.record_delivered(
+        self._forwarder.records.record_delivered(
             self._claim, message_id, upload.recipients, order.execution
         )
         others = set(upload.recipients) != set(order.recipients)

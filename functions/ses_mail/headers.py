@@ -20,14 +20,14 @@ def parse(block: bytes) -> Headers:
 
     Values are Latin-1 text: any byte survives, and guards only compare ASCII.
     """
-    fields: list[tuple[bytes, bytes]] = []
+    fields: list[tuple[bytes, list[bytes]]] = []
     for line in _LINE_END.split(block):
         if line[:1] in (b" ", b"\t") and fields:
-            name, value = fields[-1]
-            fields[-1] = (name, value + b" " + line.strip())
+            # Joined once at the end: a header of a million folded lines is a stranger's to send.
+            fields[-1][1].append(line.strip())
         elif match := _FIELD.match(line):
-            fields.append((match[1], match[2].strip()))
-    return [(n.decode("ascii").lower(), v.decode("latin-1")) for n, v in fields]
+            fields.append((match[1], [match[2].strip()]))
+    return [(n.decode("ascii").lower(), b" ".join(v).decode("latin-1")) for n, v in fields]
 
 
 def block_of(start: bytes) -> bytes:
@@ -35,6 +35,9 @@ def block_of(start: bytes) -> bytes:
     if start[:2] == b"\r\n" or start[:1] in (b"\n", b"\r"):
         return b""
     match = BLANK_LINE.search(start)
+    if match is None and b"\n" not in start:
+        # Every line ends in a bare CR.
+        return start.partition(b"\r\r")[0]
     return start[: match.start()].rstrip(b"\r") if match else start
 
 

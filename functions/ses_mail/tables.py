@@ -1,6 +1,7 @@
-"""Reading many items of a DynamoDB table in as few requests as it allows."""
+"""DynamoDB's tables in plain Python values: reading many items at once, and changes of one."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
@@ -37,6 +38,55 @@ def read_all(
                 raise TableBusyError(f"{len(unread)} keys of {table} stay unread")
             wanted = unread
     return items
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """A change of one item, for UpdateItem or as part of a transaction.
+
+    set_ gives attributes their values, keep those that the item lacks, add counts up. condition is
+    an expression over attributes' own names, with the values of `given` as `:name`.
+    """
+
+    key: Mapping[str, str]
+    set_: Mapping[str, Any] = field(default_factory=dict)
+    keep: Mapping[str, Any] = field(default_factory=dict)
+    add: Mapping[str, int] = field(default_factory=dict)
+    remove: Sequence[str] = ()
+    condition: str
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+    def request(self, table: str) -> dict[str, Any]:
+        """The parameters that UpdateItem and TransactWriteItems share.
+
+        Attributes go by placeholders, since any name may be one of DynamoDB's reserved words.
+        """
+        values = {**self.set_, **self.keep, **self.add}
+        clauses = {
+            "SET": [f"#{name} = :new_{name}" for name in self.set_]
+            + [f"#{name} = if_not_exists(#{name}, :new_{name})" for name in self.keep],
+            "ADD": [f"#{name} :new_{name}" for name in self.add],
+            "REMOVE": [f"#{name}" for name in self.remove],
+        }
+        new = {f":new_{name}": value for name, value in values.items()}
+        return {
+            "TableName": table,
+            "Key": serialize(self.key),
+            "UpdateExpression": " ".join(
+                f"{clause} {', '.join(parts)}" for clause, parts in clauses.items() if parts
+            ),
+            "ConditionExpression": self.condition,
+            "ExpressionAttributeNames": {f"#{name}": name for name in (*values, *self.remove)},
+            "ExpressionAttributeValues": serialize(
+                {**new, **{f":{name}": value for name, value in self.given.items()}}
+            ),
+        }
+
+
+def read(dynamodb: "DynamoDBClient", table: str, key: Mapping[str, str]) -> dict[str, Any]:
+    """The item under {PK, SK} as plain values, consistently read; empty if there is none."""
+    answer = dynamodb.get_item(TableName=table, Key=serialize(key), ConsistentRead=True)
+    return deserialize(answer.get("Item", {}))
 
 
 def serialize(plain: Mapping[str, Any]) -> dict[str, Any]:

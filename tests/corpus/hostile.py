@@ -277,6 +277,21 @@ CORPUS = [
         "as exported mailboxes have it",
         lambda: b"From jane@partner.example Tue Nov 24 10:00:00 2026\r\n" + _email(),
     ),
+    Hostile(
+        "2 MiB of one folded header",
+        "joined line by line it took a minute of CPU, and could not be fetched",
+        lambda: b"X: y\r\n" + b" \r\n" * (2 * 1024 * 1024 // 3 - 100) + _email(),
+    ),
+    Hostile(
+        "2 MiB of empty headers",
+        "as many fields as fit",
+        lambda: b"X:\r\n" * (2 * 1024 * 1024 // 4 - 100) + _email(),
+    ),
+    Hostile(
+        "bare CR everywhere, and 26 Received in the body",
+        "no LF ends the headers: the body is not a forwarding loop",
+        lambda: _email(body="Received: x\r\n" * 26).replace(b"\r\n", b"\r"),
+    ),
     Hostile("fold first", "a continuation of nothing", lambda: b" folded\r\n" + _email()),
     Hostile(
         "body like headers",

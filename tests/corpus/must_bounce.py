@@ -54,14 +54,45 @@ CORPUS = [
             ("scan failed", {"spam": "PROCESSING_FAILED", "virus": "PROCESSING_FAILED"}),
             ("no verdict but SPF", dict.fromkeys(("spam", "virus", "dkim", "dmarc"))),
             ("no DMARC policy, SPF passes", {"dmarc": "GRAY"}),
-            ("forwarded: SPF fails, DMARC passes, aligned", {"spf": "FAIL"}),
-            ("SPF missing, DMARC passes, aligned", {"spf": None}),
         )
     ),
-    Bounced(
-        "aligned, in capitals",
-        raw=b"FROM: JANE <JANE@PARTNER.EXAMPLE>\r\n\r\n",
-        verdicts={"spf": "GRAY"},
+    # DMARC vouches for From:, so for the envelope sender only where that is the same address.
+    *(
+        Bounced(
+            f"SPF {spf}, DMARC passes for {title}",
+            sender,
+            raw + b"\r\n\r\nHello\r\n",
+            verdicts={"spf": spf},
+        )
+        for spf, title, sender, raw in (
+            ("FAIL", "the sender", "jane@partner.example", b"From: jane@partner.example"),
+            (None, "the sender", "jane@partner.example", b"From: Jane <jane@partner.example>"),
+            (
+                "GRAY",
+                "the sender in capitals",
+                "jane@partner.example",
+                b"FROM: <JANE@PARTNER.EXAMPLE>",
+            ),
+            (
+                "FAIL",
+                "a name in quotes",
+                "j@partner.example",
+                b'From: "Doe, J. <j>" <j@partner.example>',
+            ),
+            (
+                "FAIL",
+                "a sender with a tag",
+                "jane+a@partner.example",
+                b"From: jane+a@partner.example",
+            ),
+            (
+                "FAIL",
+                "a name in encoded words",
+                "k@partner.example",
+                b"From: =?utf-8?q?K=2C?= <k@partner.example>",
+            ),
+            ("FAIL", "a folded From", "m@partner.example", b"From: M\r\n <m@partner.example>"),
+        )
     ),
     Bounced("sent by another, SPF passes", sender="bounces-{}=x@mailer.example"),
     Bounced("nearly a postmaster", sender="postmasters{}@partner.example"),

@@ -177,17 +177,82 @@ CORPUS = [
         verdicts={"spf": "GRAY"},
     ),
     Quiet("DMARC passes without From", "spf", raw=b"To: x\r\n\r\n", verdicts={"spf": "FAIL"}),
-    Quiet(
-        "DMARC passes, two authors",
-        "spf",
-        raw=b"From: jane@partner.example, b@evil.example\r\n\r\n",
-        verdicts={"spf": "FAIL"},
+    # A DKIM replay: somebody signs up at a mailbox provider, writes to himself, and sends the
+    # signed email on with MAIL FROM of another customer. DMARC passes, and SPF need not.
+    *(
+        Quiet(
+            f"DKIM replay: {title}",
+            "spf",
+            sender=victim,
+            raw=b"%s\r\nSubject: hello\r\n\r\nHello\r\n" % author,
+            verdicts={"spf": spf},
+        )
+        for title, victim, author, spf in (
+            ("same provider", "victim{}@gmail.example", b"From: a@gmail.example", "FAIL"),
+            ("same provider, SPF in doubt", "v{}@gmail.example", b"From: a@gmail.example", "GRAY"),
+            ("past the limit by tags", "victim+{}@gmail.example", b"From: a@gmail.example", "FAIL"),
+            ("the author's own tag", "a+{}@gmail.example", b"From: a@gmail.example", "FAIL"),
+            ("the author without his tag", "a{}@gmail.example", b"From: a+x@gmail.example", "FAIL"),
+            ("sub-domain", "a{}@mx.gmail.example", b"From: a@gmail.example", "FAIL"),
+            ("the domain above", "a@gmail.example", b"From: a@mx.gmail.example", "FAIL"),
+            ("dots", "v.ictim@gmail.example", b"From: victim@gmail.example", "FAIL"),
+            ("case, another person", "Victim{}@GMAIL.example", b"From: A@Gmail.Example", "FAIL"),
+            ("two From:", "v@gmail.example", b"From: v@gmail.example\r\nFrom: a@x.example", "FAIL"),
+            ("two authors", "v@gmail.example", b"From: a@gmail.example, v@gmail.example", "FAIL"),
+            (
+                "the victim's name",
+                "v@gmail.example",
+                b'From: "v@gmail.example" <a@x.example>',
+                "FAIL",
+            ),
+            (
+                "an address in the name",
+                "v@gmail.example",
+                b"From: v@gmail.example <a@x.example>",
+                "FAIL",
+            ),
+            (
+                "two in brackets",
+                "v@gmail.example",
+                b"From: <a@x.example> <v@gmail.example>",
+                "FAIL",
+            ),
+            ("a comment", "v@gmail.example", b"From: a@x.example (<v@gmail.example>)", "FAIL"),
+            (
+                "a comment with the author",
+                "v@gmail.example",
+                b"From: v@gmail.example (a@x)",
+                "FAIL",
+            ),
+            ("a group", "v@gmail.example", b"From: all: a@x.example, <v@gmail.example>;", "FAIL"),
+            ("a source route", "v@gmail.example", b"From: <@x.example:v@gmail.example>", "FAIL"),
+            ("a quoted local part", "v@gmail.example", b'From: "v"@gmail.example', "FAIL"),
+            (
+                "an encoded word",
+                "v@gmail.example",
+                b"From: =?utf-8?q?v=40gmail=2Eexample?=",
+                "FAIL",
+            ),
+            ("a NUL in the address", "v@gmail.example", b"From: v\x00@gmail.example", "FAIL"),
+            ("Sender: is not From:", "v@gmail.example", b"Sender: v@gmail.example", "FAIL"),
+            (
+                "a domain that looks the same",
+                "v@gmail.example",
+                b"From: v@gm\xc3\xa0il.example",
+                "FAIL",
+            ),
+        )
     ),
-    Quiet(
-        "DMARC passes, From twice",
-        "spf",
-        raw=b"From: b@evil.example\r\nFrom: jane@partner.example\r\n\r\n",
-        verdicts={"spf": "FAIL"},
+    *(
+        Quiet(f"From: is hostile: {title}", "spf", raw=author, verdicts={"spf": "FAIL"})
+        for title, author in (
+            ("nested comments", b"From: " + b"(" * 2000 + b"\r\n\r\n"),
+            ("closed nested comments", b"From: " + b"(" * 2000 + b")" * 2000 + b"\r\n\r\n"),
+            ("unclosed quotes", b"From: " + b'"' * 2001 + b"\r\n\r\n"),
+            ("backslashes", b'From: "' + b"\\" * 2001 + b"\r\n\r\n"),
+            ("brackets", b"From: " + b"<" * 2000 + b"\r\n\r\n"),
+            ("groups", b"From: " + b"a:" * 2000 + b"\r\n\r\n"),
+        )
     ),
     Quiet("loop", "loop", raw=_with(*["Received: from a by b; x"] * 26), outcome="stored"),
     Quiet(

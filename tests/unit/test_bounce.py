@@ -1,14 +1,24 @@
 """One bounce per email, at most once, and none if it might have gone out."""
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from botocore.exceptions import ClientError, ConnectionClosedError, HTTPClientError
+from botocore.exceptions import (
+    ClientError,
+    ConnectionClosedError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    HTTPClientError,
+    ProxyConnectionError,
+)
 from ses_mail import clients
-from ses_mail.bounce import Bouncer, Order, bounce_request
-from ses_mail.deliveries import Deliveries, Ended
+from ses_mail.bounce import TIME_TO_SEND, Bouncer, Order, OutOfTimeError, bounce_request
+from ses_mail.bounce_limit import BounceLimit
+from ses_mail.bounce_records import BounceRecords
+from ses_mail.deliveries import DeliveryTable, Ended
 from ses_mail.errors import (
     BounceRejectedError,
     BounceThrottledError,
@@ -29,6 +39,7 @@ class World:
     aws: "Aws"
     order: Order
     per_hour: int = 10
+    seconds_left: Callable[[], float] = lambda: 60.0
 
     @property
     def ses(self) -> "SesApi":
@@ -36,13 +47,14 @@ class World:
 
     def attempt(self, **changes: Any) -> Ended:
         """One invocation."""
+        table = DeliveryTable(clients.dynamodb(), self.aws.deliveries_table, 90)
         bouncer = Bouncer(
-            Deliveries(clients.dynamodb(), self.aws.deliveries_table, 90),
-            clients.s3(),
-            clients.ses(),
-            ["example.com"],
-            self.per_hour,
-            lambda: 60.0,
+            records=BounceRecords(table),
+            limit=BounceLimit(table, self.per_hour),
+            s3=clients.s3(),
+            ses=clients.ses(),
+            our_domains=["example.com"],
+            seconds_left=self.seconds_left,
         )
         return bouncer.bounce(replace(self.order, **changes))
 
@@ -65,15 +77,15 @@ def world(aws: "Aws", time: "Clock") -> World:
     return World(
         aws,
         Order(
-            "m1",
-            "jane@partner.example",
-            time.now - 5,
-            receipt,
-            (A, B),
-            stored["bucket"],
-            stored["key"],
-            "arn:1",
-            "",
+            message_id="m1",
+            source="jane@partner.example",
+            received_at=time.now - 5,
+            receipt=receipt,
+            recipients=(A, B),
+            bucket=stored["bucket"],
+            key=stored["key"],
+            execution="arn:1",
+            force="",
         ),
     )
 
@@ -161,7 +173,9 @@ def test_the_limit_of_one_sender(world: World, time: "Clock") -> None:
     ended = [world.attempt(message_id=f"m{n}") for n in range(3)]
     assert [e.state for e in ended] == ["bounced", "bounced", "suppressed"]
     assert ended[2].reason == "sender-limit"
-    assert world.attempt(message_id="m4", source="JANE@partner.example").reason == "sender-limit"
+    for spelled in ("JANE@partner.example", "jane+1@partner.example"):
+        ended = world.attempt(message_id="m4", source=spelled, force=spelled)
+        assert ended.reason == "sender-limit"
     assert world.attempt(message_id="m5", source="ben@partner.example").state == "bounced"
     time.advance(3600)
     assert world.attempt(message_id="m6").state == "bounced"
@@ -298,6 +312,72 @@ def test_a_crash_at_each_step(
     assert len(world.ses.bounces) == sent
     assert world.attempt().state in ("bounced", "suppressed")
     assert len(world.ses.bounces) == sent
+
+
+@pytest.mark.parametrize(
+    "enough",
+    [0, 1],
+    ids=["before the mark", "between mark and call"],
+)
+def test_nothing_is_left_in_doubt_for_want_of_time(world: World, enough: int) -> None:
+    """Lambda would end a call that was begun too late, and nobody could be asked about it."""
+    times = iter([60.0] + [TIME_TO_SEND] * enough + [TIME_TO_SEND - 1])
+    world.seconds_left = lambda: next(times)
+    with pytest.raises(OutOfTimeError, match="29 s are left"):
+        world.attempt()
+    assert world.ses.requests == 0
+    assert world.states() == {A: ("claimed", ""), B: ("claimed", "")}
+    assert world.counted() == 0
+    world.seconds_left = lambda: 60.0
+    assert world.attempt() == Ended("bounced", "bounce-1")
+
+
+def test_the_time_to_send_is_longer_than_the_call() -> None:
+    """SES's client sends once: what it may wait for a connection and an answer, and then the
+    record."""
+    config = clients.ses().meta.config
+    assert config.retries["total_max_attempts"] == 1
+    assert config.connect_timeout + config.read_timeout < TIME_TO_SEND
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        EndpointConnectionError(endpoint_url="https://email"),
+        ConnectTimeoutError(endpoint_url="https://email"),
+        ProxyConnectionError(proxy_url="http://proxy"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_connection_that_was_never_made_leaves_no_doubt(world: World, error: Exception) -> None:
+    def refuse(**_: Any) -> None:
+        raise error
+
+    events = clients.ses().meta.events
+    events.register("before-send.ses.SendBounce", refuse)
+    try:
+        with pytest.raises(type(error)):
+            world.attempt()
+    finally:
+        events.unregister("before-send.ses.SendBounce", refuse)
+    assert world.states() == {A: ("claimed", ""), B: ("claimed", "")}
+    assert world.counted() == 0
+    assert world.attempt() == Ended("bounced", "bounce-1")
+
+
+def test_nobody_listens(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's own error for a refused connection is one of those."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SES", f"http://127.0.0.1:{port}")
+    clients.ses.cache_clear()
+    try:
+        with pytest.raises(EndpointConnectionError):
+            world.attempt()
+    finally:
+        clients.ses.cache_clear()
+    assert world.states() == {A: ("claimed", ""), B: ("claimed", "")}
 
 
 def test_an_attempt_that_fails_before_sending_gives_its_lease_back(world: World) -> None:

@@ -1,298 +1,363 @@
-"""The record of every delivery, against a real (moto's) table."""
+"""The deliveries table against a model of it, with a crash possible at every write.
 
+The model knows what each record must be: state, labels and recipients of the stored upload, who
+holds the lease until when, when the record goes, and how many bounces count for the sender.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from botocore.exceptions import ClientError
-from ses_mail import clients
-from ses_mail.deliveries import BOUNCED, SUPPRESSED, Claim, Deliveries, Ended, Upload
+from botocore.exceptions import ConnectionClosedError
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from ses_mail import clients, clock, tables
+from ses_mail.bounce_limit import BounceLimit
+from ses_mail.bounce_records import BounceRecords
+from ses_mail.deliveries import DeliveryTable, Ended
 from ses_mail.errors import DeliveryInProgressError
+from ses_mail.forward_records import Claim, ForwardRecords, Upload
+from ses_mail.outcomes import BOUNCED, MAYBE_SENT, SUPPRESSED
 
 if TYPE_CHECKING:
     from tests.conftest import Aws, Clock
 
-LEASE = 330.0
 DAY = 24 * 3600
-A, B, C = "a@example.com", "b@example.com", "c@example.com"
-UPLOAD = Upload("https://gmail.googleapis.com/?upload_id=secret", (A, B), ("INBOX",), 1000, '"e"')
+LEASE = 330
+BOX = "anna@gmail.com"
+NOBODY = ("x@our.example", "y@our.example")
+SENDER, LIMIT = "jane@partner.example", 2
+LABELS = (("INBOX", "UNREAD"), ("SPAM",))
 
 
-@pytest.fixture
-def table(aws: "Aws", time: "Clock") -> Deliveries:
-    return Deliveries(clients.dynamodb(), aws.deliveries_table, 90)
+@dataclass
+class Record:
+    """One record as it must be; token and until are the lease's."""
+
+    state: str
+    expires: int | None
+    token: str = ""
+    until: int = 0
+    upload: Upload | None = None
+    result: str = ""
+    reason: str = ""
 
 
-def claim(table: Deliveries, force: str = "") -> Claim:
-    claimed = table.claim_forward("m1", "anna@gmail.com", force, LEASE)
-    assert isinstance(claimed, Claim)
-    return claimed
+@dataclass
+class Attempt:
+    """An invocation that still runs, or is believed to."""
+
+    claim: Any
+    keys: list[str] = field(default_factory=list)
 
 
-# -- forwards --------------------------------------------------------------------------------------
+class Table(RuleBasedStateMachine):
+    """Attempts come and go; any write may be the last thing that one of them does."""
+
+    aws: "Aws"
+    time: "Clock"
+    numbers = itertools.count(1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.message = f"m{next(self.numbers)}"
+        self.sender = f"{self.message}+{SENDER}"
+        self.days = 90
+        self.records: dict[str, Record] = {}
+        self.forwards: list[Attempt] = []
+        self.bounces: list[Attempt] = []
+        self.counted = 0
+
+    # -- what the rules share --
+
+    @property
+    def table(self) -> DeliveryTable:
+        return DeliveryTable(clients.dynamodb(), self.aws.deliveries_table, self.days)
+
+    def expires(self) -> int | None:
+        return int(clock.now()) + max(self.days + 1, 45) * DAY if self.days else None
+
+    def written(self, key: str, **changes: Any) -> None:
+        self.records[key] = replace(self.records[key], expires=self.expires(), **changes)
+
+    def held(self, key: str) -> bool:
+        record = self.records.get(key)
+        return record is not None and record.until >= int(clock.now()) and bool(record.until)
+
+    def owns(self, attempt: Attempt) -> bool:
+        return all(self.records[key].token == attempt.claim.token for key in attempt.keys)
+
+    @contextmanager
+    def expecting(self, allowed: bool) -> Iterator[None]:
+        if allowed:
+            yield
+            return
+        with pytest.raises(DeliveryInProgressError):
+            yield
+
+    @contextmanager
+    def answer_lost(self, operation: str, lost: bool) -> Iterator[None]:
+        """The write happens, and the process is gone before it knows."""
+        if not lost:
+            yield
+            return
+        self.aws.wire.lose_answer(f"dynamodb.{operation}")
+        try:
+            with pytest.raises(ConnectionClosedError):
+                yield
+        finally:
+            self.aws.wire.cut()
+
+    # -- time and parameters --
+
+    @rule(seconds=st.sampled_from([1, LEASE - 1, LEASE, LEASE + 1, 3600, DAY]))
+    def time_passes(self, seconds: int) -> None:
+        hour = clock.iso()[:13]
+        self.time.advance(seconds)
+        if clock.iso()[:13] != hour:
+            self.counted = 0
+
+    @rule(days=st.sampled_from([0, 30, 90]))
+    def retention_changes(self, days: int) -> None:
+        self.days = days
+
+    # -- forwards --
+
+    @rule()
+    def claim_forward(self) -> None:
+        key = f"FORWARD#{BOX}"
+        record = self.records.get(key)
+        records = ForwardRecords(self.table)
+        if record and record.state == "delivered":
+            assert records.claim(self.message, BOX, "", LEASE) == Ended("delivered", record.result)
+            return
+        with self.expecting(not self.held(key)):
+            claim = records.claim(self.message, BOX, "", LEASE)
+            assert isinstance(claim, Claim)
+            assert claim.upload == (record.upload if record else None)
+            self.records.setdefault(key, Record("claimed", None))
+            self.written(key, token=claim.token, until=int(clock.now()) + LEASE)
+            self.forwards.append(Attempt(claim, [key]))
+
+    @precondition(lambda self: self.forwards)
+    @rule(data=st.data(), labels=st.sampled_from(LABELS), lost=st.booleans())
+    def upload(self, data: st.DataObject, labels: tuple[str, ...], lost: bool) -> None:
+        attempt = data.draw(st.sampled_from(self.forwards))
+        upload = Upload(
+            session=f"https://x/{labels}", recipients=("r@our.example",), labels=labels,
+            size=7, etag='"e"',
+        )  # fmt: skip
+        owned = self.owns(attempt)
+        with self.expecting(owned), self.answer_lost("UpdateItem", lost and owned):
+            ForwardRecords(self.table).record_upload(attempt.claim, upload)
+        if owned:
+            self.written(attempt.keys[0], state="uploading", upload=upload)
+
+    @precondition(lambda self: self.forwards)
+    @rule(data=st.data())
+    def forget(self, data: st.DataObject) -> None:
+        attempt = data.draw(st.sampled_from(self.forwards))
+        owned = self.owns(attempt)
+        with self.expecting(owned):
+            ForwardRecords(self.table).forget_upload(attempt.claim)
+        if owned:
+            self.written(attempt.keys[0], state="claimed", upload=None)
+
+    @precondition(lambda self: self.forwards)
+    @rule(data=st.data(), lost=st.booleans())
+    def deliver(self, data: st.DataObject, lost: bool) -> None:
+        attempt = data.draw(st.sampled_from(self.forwards))
+        owned = self.owns(attempt)
+        with self.expecting(owned), self.answer_lost("UpdateItem", lost and owned):
+            ForwardRecords(self.table).record_delivered(attempt.claim, "g1", ["r"], "arn")
+        if owned:
+            self.written(attempt.keys[0], state="delivered", result="g1", upload=None, until=0)
+            self.forwards.remove(attempt)
+
+    @precondition(lambda self: self.forwards)
+    @rule(data=st.data())
+    def give_back_forward(self, data: st.DataObject) -> None:
+        attempt = data.draw(st.sampled_from(self.forwards))
+        ForwardRecords(self.table).give_back(attempt.claim)
+        if self.owns(attempt):
+            self.written(attempt.keys[0], until=0)
+            self.forwards.remove(attempt)
+
+    # -- bounces --
+
+    @rule(whom=st.sampled_from([NOBODY[:1], NOBODY[1:], NOBODY]))
+    def open_bounces(self, whom: tuple[str, ...]) -> None:
+        keys = {recipient: f"BOUNCE#{recipient}" for recipient in whom}
+        records = BounceRecords(self.table)
+        free: list[str] = []
+        for recipient, key in keys.items():
+            record = self.records.get(key)
+            if record and record.state not in ("bounced", "suppressed"):
+                if self.held(key):
+                    with pytest.raises(DeliveryInProgressError):
+                        records.open(self.message, whom, "", LEASE)
+                    return
+                if record.state == "sending":
+                    self.written(key, state="suppressed", reason=MAYBE_SENT, until=0)
+                    continue
+            if record is None or record.state == "claimed":
+                free.append(recipient)
+        opened = records.open(self.message, whom, "", LEASE)
+        assert (opened.claim.recipients if opened.claim else []) == free
+        assert opened.ended == {
+            recipient: Ended(record.state, record.result, record.reason)
+            for recipient, key in keys.items()
+            if recipient not in free
+            for record in [self.records[key]]
+        }
+        if opened.claim:
+            token, until = opened.claim.token, int(clock.now()) + LEASE
+            for recipient in free:
+                self.records[keys[recipient]] = Record("claimed", self.expires(), token, until)
+            self.bounces.append(Attempt(opened.claim, [keys[r] for r in free]))
+
+    @precondition(lambda self: self.bounces)
+    @rule(data=st.data(), lost=st.booleans())
+    def mark_sending(self, data: st.DataObject, lost: bool) -> None:
+        attempt = data.draw(st.sampled_from(self.bounces))
+        owned = self.owns(attempt)
+        with self.expecting(owned), self.answer_lost("TransactWriteItems", lost and owned):
+            BounceRecords(self.table).mark_sending(attempt.claim, "arn")
+        if owned:
+            for key in attempt.keys:
+                self.written(key, state="sending")
+
+    @precondition(lambda self: self.bounces)
+    @rule(data=st.data(), end=st.sampled_from([BOUNCED, SUPPRESSED]))
+    def end_bounces(self, data: st.DataObject, end: str) -> None:
+        attempt = data.draw(st.sampled_from(self.bounces))
+        owned = self.owns(attempt)
+        result, reason = ("b1", "") if end == BOUNCED else ("", "spam")
+        with self.expecting(owned):
+            BounceRecords(self.table).end(attempt.claim, Ended(end, result, reason), "arn")
+        if owned:
+            for key in attempt.keys:
+                self.written(key, state=end, result=result, reason=reason, until=0)
+            self.bounces.remove(attempt)
+
+    @precondition(lambda self: self.bounces)
+    @rule(data=st.data())
+    def give_back_bounces(self, data: st.DataObject) -> None:
+        attempt = data.draw(st.sampled_from(self.bounces))
+        owned = self.owns(attempt)
+        with self.expecting(owned):
+            BounceRecords(self.table).give_back(attempt.claim)
+        if owned:
+            for key in attempt.keys:
+                self.written(key, state="claimed", until=0)
+            self.bounces.remove(attempt)
+
+    # -- the limit --
+
+    @rule(tag=st.sampled_from(["", "+1", "+2"]))
+    def count(self, tag: str) -> None:
+        counted = BounceLimit(self.table, LIMIT).count(f"{self.message}{tag}@partner.example")
+        assert counted == (self.counted < LIMIT)
+        self.counted += counted
+
+    @precondition(lambda self: self.counted)
+    @rule()
+    def uncount(self) -> None:
+        BounceLimit(self.table, LIMIT).uncount(f"{self.message}@partner.example")
+        self.counted -= 1
+
+    # -- what must hold --
+
+    def items(self) -> dict[str, dict[str, Any]]:
+        found = clients.dynamodb().query(
+            TableName=self.aws.deliveries_table,
+            KeyConditionExpression="PK = :email",
+            ExpressionAttributeValues={":email": {"S": f"EMAIL#{self.message}"}},
+        )["Items"]
+        return {item["SK"]: item for item in map(tables.deserialize, found)}
+
+    @invariant()
+    def the_table_is_as_the_model(self) -> None:
+        items = self.items()
+        assert items.keys() == self.records.keys()
+        for key, record in self.records.items():
+            item = items[key]
+            assert item["delivery_state"] == record.state, key
+            assert item.get("expires_at") == record.expires, (key, record.state)
+            assert item.get("lease_until", 0) == record.until, key
+            assert item["lease_token"] == record.token, key
+            assert (item.get("result_id", ""), item.get("reason", "")) == (
+                record.result,
+                record.reason,
+            )
+            upload = item.get("upload", {})
+            assert tuple(upload.get("labels", ())) == (
+                record.upload.labels if record.upload else ()
+            )
 
 
-def test_a_forward_from_claim_to_end(table: Deliveries, aws: "Aws") -> None:
-    claimed = claim(table)
-    (item,) = aws.deliveries().values()
-    assert item == {
-        "PK": "EMAIL#m1",
-        "SK": "FORWARD#anna@gmail.com",
-        "entity_type": "DELIVERY",
-        "delivery_state": "claimed",
-        "lease_token": claimed.token,
-        "lease_until": 1795514405 + 330,
-        "updated_at": "2026-11-24T10:00:05Z",
-        "expires_at": 1795514405 + 91 * DAY,
-    }
-    table.record_upload(claimed, UPLOAD)
-    (item,) = aws.deliveries().values()
-    assert item["delivery_state"] == "uploading"
-    assert item["upload"] == {
-        "session": UPLOAD.session,
-        "recipients": [A, B],
-        "labels": ["INBOX"],
-        "size": 1000,
-        "etag": '"e"',
-        "lease_token": claimed.token,
-    }
-    table.record_delivered(claimed, "g1", [A, B], "arn:execution")
-    (item,) = aws.deliveries().values()
-    assert item["delivery_state"] == "delivered"
-    assert (item["result_id"], item["recipients"]) == ("g1", [A, B])
-    assert item["execution"] == "arn:execution"
-    assert not {"upload", "lease_until"} & set(item), "the session is a credential"
-    assert table.claim_forward("m1", "anna@gmail.com", "", LEASE) == Ended("delivered", "g1")
+def test_the_table_is_as_its_model(aws: "Aws", time: "Clock") -> None:
+    class Bound(Table):
+        pass
 
-
-def test_a_held_lease_keeps_others_out_until_it_runs_out(table: Deliveries, time: "Clock") -> None:
-    first = claim(table)
-    for passed in (0, 329):
-        time.now = 1795514405.0 + passed
-        with pytest.raises(DeliveryInProgressError, match="another attempt delivers m1 to anna"):
-            claim(table)
-    time.advance(2)
-    second = claim(table)
-    assert second.token != first.token
-    for write in (
-        lambda: table.record_upload(first, UPLOAD),
-        lambda: table.forget_upload(first),
-        lambda: table.record_delivered(first, "g1", [A], "arn"),
-    ):
-        with pytest.raises(DeliveryInProgressError, match=r"the lease of FORWARD#anna@gmail\.com"):
-            write()
-    table.give_back(first)  # none of its own any more: silent, and without effect
-    with pytest.raises(DeliveryInProgressError):
-        claim(table)
-
-
-def test_a_lease_given_back_is_free_at_once_and_keeps_the_upload(table: Deliveries) -> None:
-    first = claim(table)
-    table.record_upload(first, UPLOAD)
-    table.give_back(first)
-    assert claim(table).upload == UPLOAD
-
-
-def test_a_crashed_upload_goes_to_whoever_claims_after_the_lease(
-    table: Deliveries, time: "Clock"
-) -> None:
-    table.record_upload(claim(table), UPLOAD)
-    time.advance(LEASE + 1)
-    assert claim(table).upload == UPLOAD
-
-
-def test_a_forgotten_upload_is_gone(table: Deliveries, aws: "Aws") -> None:
-    first = claim(table)
-    table.record_upload(first, UPLOAD)
-    table.forget_upload(first)
-    assert aws.deliveries()["FORWARD#anna@gmail.com"]["delivery_state"] == "claimed"
-    table.give_back(first)
-    assert claim(table).upload is None
-
-
-def test_force_is_another_delivery(table: Deliveries, aws: "Aws") -> None:
-    table.record_delivered(claim(table), "g1", [A], "arn")
-    table.record_delivered(claim(table, "again"), "g2", [A], "arn")
-    assert {sk: item["result_id"] for sk, item in aws.deliveries().items()} == {
-        "FORWARD#anna@gmail.com": "g1",
-        "FORWARD#anna@gmail.com#again": "g2",
-    }
-
-
-def test_a_write_whose_answer_got_lost_is_sent_again_in_vain(table: Deliveries, aws: "Aws") -> None:
-    """botocore repeats by itself; every condition must hold for the one who wrote before."""
-    counted = aws.wire.count("dynamodb")
-    aws.wire.lose_answer("dynamodb.UpdateItem", times=1)
-    claimed = claim(table)
-    for write in (
-        lambda: table.record_upload(claimed, UPLOAD),
-        lambda: table.forget_upload(claimed),
-        lambda: table.give_back(claimed),
-        lambda: table.record_delivered(claimed, "g1", [A], "arn"),
-    ):
-        aws.wire.lose_answer("dynamodb.UpdateItem", times=1)
-        write()
-    assert counted["UpdateItem"] == 10
-    assert aws.deliveries()["FORWARD#anna@gmail.com"]["delivery_state"] == "delivered"
-
-
-def test_other_errors_of_the_table_are_raised(table: Deliveries, aws: "Aws") -> None:
-    aws.wire.answer("dynamodb.UpdateItem", 400, "AccessDeniedException")
-    with pytest.raises(ClientError, match="AccessDenied"):
-        claim(table)
+    Bound.aws, Bound.time = aws, time
+    run_state_machine_as_test(
+        Bound, settings=settings(max_examples=40, stateful_step_count=30, deadline=None)
+    )
 
 
 @pytest.mark.parametrize(
     ("retention", "days"), [(90, 91), (60, 61), (30, 45), (3650, 3651), (0, None)]
 )
 def test_how_long_records_live(aws: "Aws", time: "Clock", retention: int, days: int | None) -> None:
-    """As long as the email can be redriven or replayed, renewed at each write."""
-    table = Deliveries(clients.dynamodb(), aws.deliveries_table, retention)
-    claimed = claim(table)
-    table.claim_bounces("m1", [A], "", LEASE)
-    time.advance(100)
-    table.record_delivered(claimed, "g1", [A], "arn")
-    for age, item in ((100, "FORWARD#anna@gmail.com"), (0, f"BOUNCE#{A}")):
-        expires = aws.deliveries()[item].get("expires_at")
-        assert expires == (None if days is None else 1795514405 + age + days * DAY)
+    """As long as the email can be redriven or replayed."""
+    table = DeliveryTable(clients.dynamodb(), aws.deliveries_table, retention)
+    ForwardRecords(table).claim("m1", BOX, "", LEASE)
+    BounceRecords(table).open("m1", NOBODY, "", LEASE)
+    lives = {item.get("expires_at") for item in aws.deliveries().values()}
+    assert lives == {None if days is None else 1795514405 + days * DAY}
 
 
-def test_secrets_stay_out_of_representations() -> None:
-    assert "secret" not in repr(UPLOAD)
-    assert "secret" not in repr(Claim({}, "t", UPLOAD))
-
-
-# -- bounces ---------------------------------------------------------------------------------------
-
-
-def states(aws: "Aws") -> dict[str, tuple[str, str]]:
-    return {
-        sk.removeprefix("BOUNCE#"): (item["delivery_state"], item.get("reason", ""))
-        for sk, item in aws.deliveries().items()
-    }
-
-
-def test_bounces_from_claim_to_end(table: Deliveries, aws: "Aws") -> None:
-    claimed, ended = table.claim_bounces("m1", [A, B], "", 90)
-    assert claimed
-    assert not ended
-    assert states(aws) == {A: ("claimed", ""), B: ("claimed", "")}
-    table.mark_sending(claimed, "arn")
-    assert states(aws) == {A: ("sending", ""), B: ("sending", "")}
-    table.end_bounces(claimed, BOUNCED, "b1", "", "arn")
-    assert states(aws) == {A: ("bounced", ""), B: ("bounced", "")}
-    assert table.claim_bounces("m1", [A, B], "", 90) == (
-        None,
-        {A: Ended(BOUNCED, "b1"), B: Ended(BOUNCED, "b1")},
+def test_an_older_end_is_taken_away(aws: "Aws", time: "Clock") -> None:
+    """`RetentionDays` was changed to 0: emails are kept for ever, and so are their records."""
+    before, after = (
+        ForwardRecords(DeliveryTable(clients.dynamodb(), aws.deliveries_table, days))
+        for days in (90, 0)
     )
-    again, ended = table.claim_bounces("m1", [A, B], "nonce", 90)
-    assert again
-    assert not ended
+    claim = before.claim("m1", BOX, "", LEASE)
+    assert isinstance(claim, Claim)
+    (item,) = aws.deliveries().values()
+    assert item["expires_at"]
+    after.give_back(claim)
+    (item,) = aws.deliveries().values()
+    assert "expires_at" not in item
 
 
-def test_only_those_left_are_claimed(table: Deliveries, aws: "Aws") -> None:
-    first, _ = table.claim_bounces("m1", [A], "", 90)
-    assert first
-    table.end_bounces(first, SUPPRESSED, "", "spam", "arn")
-    second, ended = table.claim_bounces("m1", [A, B, C], "", 90)
-    assert second
-    assert [key["SK"] for key in second.keys] == [f"BOUNCE#{B}", f"BOUNCE#{C}"]
-    assert ended == {A: Ended(SUPPRESSED, "", "spam")}
+def test_a_refused_claim_is_read_consistently(aws: "Aws", time: "Clock") -> None:
+    """Or an email that was delivered a moment ago would seem to be in progress."""
+    records = ForwardRecords(DeliveryTable(clients.dynamodb(), aws.deliveries_table, 90))
+    records.claim("m1", BOX, "", LEASE)
+    asked: list[bool] = []
 
-
-def test_bounces_held_by_another_attempt(table: Deliveries, time: "Clock") -> None:
-    held, _ = table.claim_bounces("m1", [A], "", 90)
-    assert held
-    time.advance(90)
-    with pytest.raises(DeliveryInProgressError, match=f"another attempt bounces m1 for {A}"):
-        table.claim_bounces("m1", [B, A], "", 90)
-    time.advance(1)
-    taken, ended = table.claim_bounces("m1", [B, A], "", 90)
-    assert taken
-    assert not ended
-    with pytest.raises(DeliveryInProgressError, match=f"another attempt handles BOUNCE#{A}"):
-        table.mark_sending(held, "arn")
-
-
-def test_two_attempts_that_read_before_either_wrote(
-    table: Deliveries, aws: "Aws", time: "Clock"
-) -> None:
-    """The transaction decides, not the reading before it."""
-    others: list[Any] = []
-
-    def other_attempt_first(**_: Any) -> None:
-        if not others:
-            others.append("begun")
-            others.append(table.claim_bounces("m1", [A], "", 90)[0])
+    def look(params: dict[str, Any], **_: Any) -> None:
+        asked.append(json.loads(params["body"])["ConsistentRead"])
 
     events = clients.dynamodb().meta.events
-    events.register("before-send.dynamodb.TransactWriteItems", other_attempt_first)
+    events.register("before-call.dynamodb.GetItem", look)
     try:
-        with pytest.raises(DeliveryInProgressError, match=r"another attempt handles .* right now"):
-            table.claim_bounces("m1", [A, B], "", 90)
+        with pytest.raises(DeliveryInProgressError):
+            records.claim("m1", BOX, "", LEASE)
     finally:
-        events.unregister("before-send.dynamodb.TransactWriteItems", other_attempt_first)
-    assert states(aws) == {A: ("claimed", "")}, "none of the loser's recipients is taken"
-
-
-def test_unconfirmed_sending_is_ended_and_never_claimed(
-    table: Deliveries, aws: "Aws", time: "Clock"
-) -> None:
-    lost, _ = table.claim_bounces("m1", [A], "", 90)
-    assert lost
-    table.mark_sending(lost, "arn:1")
-    with pytest.raises(DeliveryInProgressError):
-        table.claim_bounces("m1", [A], "", 90)
-    time.advance(91)
-    assert table.claim_bounces("m1", [A], "", 90) == (
-        None,
-        {A: Ended(SUPPRESSED, "", "maybe-sent")},
-    )
-    assert states(aws) == {A: ("suppressed", "maybe-sent")}
-    assert aws.deliveries()[f"BOUNCE#{A}"]["execution"] == "arn:1"
-
-
-def test_bounces_given_back(table: Deliveries) -> None:
-    first, _ = table.claim_bounces("m1", [A, B], "", 90)
-    assert first
-    table.mark_sending(first, "arn")
-    table.give_back_bounces(first)
-    second, _ = table.claim_bounces("m1", [A, B], "", 90)
-    assert second
-    assert second.keys == first.keys
-
-
-def test_more_recipients_than_a_transaction_takes(table: Deliveries, aws: "Aws") -> None:
-    everyone = [f"r{n}@example.com" for n in range(101)]
-    counted = aws.wire.count("dynamodb")
-    claimed, _ = table.claim_bounces("m1", everyone, "", 90)
-    assert claimed
-    table.end_bounces(claimed, BOUNCED, "b1", "", "arn")
-    assert counted["TransactWriteItems"] == 4
-    assert set(states(aws).values()) == {("bounced", "")}
-
-
-def test_a_conflict_of_transactions_is_no_lease(table: Deliveries, aws: "Aws") -> None:
-    def conflict(_: Any) -> tuple[int, bytes]:
-        return 400, (
-            b'{"__type": "com.amazonaws.dynamodb.v20120810#TransactionCanceledException",'
-            b'"CancellationReasons": [{"Code": "TransactionConflict"}, {"Code": "None"}]}'
-        )
-
-    aws.wire.reply("dynamodb.TransactWriteItems", conflict)
-    with pytest.raises(clients.dynamodb().exceptions.TransactionCanceledException):
-        table.claim_bounces("m1", [A, B], "", 90)
-
-
-def test_the_limit_per_sender_and_hour(table: Deliveries, aws: "Aws", time: "Clock") -> None:
-    assert [table.count_bounce("jane@x.example", 2) for _ in range(4)] == [True, True, False, False]
-    assert table.count_bounce("ben@x.example", 2)
-    table.uncount_bounce("jane@x.example")
-    assert [table.count_bounce("jane@x.example", 2) for _ in range(2)] == [True, False]
-    counts = {(i["PK"], i["SK"]): i for i in aws.deliveries().values()}
-    assert set(counts) <= {
-        ("SENDER#jane@x.example", "HOUR#2026-11-24T10"),
-        ("SENDER#ben@x.example", "HOUR#2026-11-24T10"),
-    }
-    assert {i["expires_at"] for i in counts.values()} == {1795514405 + DAY}
-    time.advance(3600)
-    assert table.count_bounce("jane@x.example", 2)
+        events.unregister("before-call.dynamodb.GetItem", look)
+    assert asked == [True]

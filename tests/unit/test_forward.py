@@ -11,7 +11,7 @@ import pytest
 from botocore.exceptions import ClientError, ConnectionClosedError
 from ses_mail import clients, gmail
 from ses_mail.credentials import CredentialStore
-from ses_mail.deliveries import Deliveries, Ended
+from ses_mail.deliveries import DeliveryTable, Ended
 from ses_mail.errors import (
     DeliveryInProgressError,
     GmailRejectedError,
@@ -19,6 +19,7 @@ from ses_mail.errors import (
     GmailTokenError,
 )
 from ses_mail.forward import Forwarder, Order, delivered_to
+from ses_mail.forward_records import ForwardRecords
 from ses_mail.stored_email import StoredEmail
 
 from local.google import CHUNK_GRAIN, Fault, Google
@@ -46,7 +47,7 @@ class World:
         """One invocation in a new process."""
         aws = self.aws
         forwarder = Forwarder(
-            Deliveries(clients.dynamodb(), aws.deliveries_table, 90),
+            ForwardRecords(DeliveryTable(clients.dynamodb(), aws.deliveries_table, 90)),
             store or self.store(),
             clients.s3(),
             lambda: self.seconds,
@@ -240,8 +241,8 @@ def test_no_byte_goes_out_before_the_session_is_stored(world: World) -> None:
 
 
 def test_the_lease_is_held_by_another_attempt(world: World, time: "Clock") -> None:
-    deliveries = Deliveries(clients.dynamodb(), world.aws.deliveries_table, 90)
-    deliveries.claim_forward("m1", ANNA, "", 330)
+    records = ForwardRecords(DeliveryTable(clients.dynamodb(), world.aws.deliveries_table, 90))
+    records.claim("m1", ANNA, "", 330)
     with pytest.raises(DeliveryInProgressError):
         world.attempt()
     time.advance(331)

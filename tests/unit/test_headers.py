@@ -3,9 +3,11 @@
 import email.parser
 import email.policy
 import string
+import sys
+from types import FrameType
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ses_mail import headers
 
@@ -54,7 +56,8 @@ def test_parse(block: bytes, fields: list[tuple[str, str]]) -> None:
     [
         (b"A: 1\r\n\r\nB: 2", b"A: 1"),
         (b"A: 1\n\nB: 2", b"A: 1"),
-        (b"A: 1\r\rB: 2", b"A: 1\r\rB: 2"),
+        (b"A: 1\r\rB: 2", b"A: 1"),
+        (b"A: 1\r\rB: 2\nC: 3", b"A: 1\r\rB: 2\nC: 3"),
         (b"A: 1\r\r\nB: 2\r\r\n\r\r\nC: 3", b"A: 1\r\r\nB: 2"),
         (b"A: 1\n\r\nB: 2", b"A: 1"),
         (b"A: 1\r\nB: 2", b"A: 1\r\nB: 2"),
@@ -81,6 +84,50 @@ def test_any_bytes_can_be_parsed(block: bytes) -> None:
         assert name == name.lower()
         assert name.isascii()
         value.encode("latin-1")
+
+
+class Steps:
+    """Counts what parsing does: lines executed, and bytes that a name is given."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._seen: dict[str, int] = {}
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> "Steps | None":
+        if frame.f_code.co_filename != headers.__file__:
+            return None
+        if event == "line":
+            self.count += 1
+            for name, value in frame.f_locals.items():
+                if isinstance(value, bytes) and self._seen.get(name) != id(value):
+                    self._seen[name] = id(value)
+                    self.count += len(value)
+        return self
+
+    @classmethod
+    def of(cls, block: bytes) -> int:
+        """Steps of parsing the block, seen from outside."""
+        steps, before = cls(), sys.gettrace()
+        sys.settrace(steps)
+        try:
+            headers.parse(headers.block_of(block))
+        finally:
+            sys.settrace(before)
+        return steps.count
+
+
+LINE = st.sampled_from(
+    [b" \r\n", b"\t\r\n", b" x\r\n", b"A:\r\n", b"A: b\r\n", b"x", b":", b"\r", b"\n"]
+)
+
+
+@settings(max_examples=50)
+@given(st.lists(LINE, min_size=1, max_size=6).map(b"".join))
+@example(b" \r\n")
+def test_a_longer_block_takes_no_longer_per_byte(unit: bytes) -> None:
+    """Any stranger may send two megabytes of headers."""
+    few, many = (Steps.of(b"A: b\r\n" + unit * times) for times in (50, 400))
+    assert many <= 8 * few + 1000
 
 
 NAME = st.text(string.ascii_letters + string.digits + "-_", min_size=1, max_size=20)

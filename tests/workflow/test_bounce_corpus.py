@@ -11,7 +11,7 @@ import botocore.session
 import pytest
 from boto3.dynamodb.types import TypeDeserializer
 from botocore.validate import ParamValidator
-from ses_mail import bounce_policy
+from ses_mail import bounce_policy, delivery_keys
 
 from tests.corpus import must_bounce, must_not_bounce
 from tests.corpus.must_bounce import Bounced
@@ -77,9 +77,10 @@ def send(post: Post, corpus: Sequence[Quiet] | Sequence[Bounced]) -> dict[str, S
 
 def record(post: Post, message_id: str, recipient: str) -> dict[str, Any]:
     """What the deliveries table says of a bounce."""
+    bounce_key = delivery_keys.bounce(message_id, recipient)["SK"]
     answer = post.cloud.client("dynamodb").get_item(
         TableName=post.cloud.resource("DeliveriesTable"),
-        Key={"PK": {"S": f"EMAIL#{message_id}"}, "SK": {"S": f"BOUNCE#{recipient}"}},
+        Key={"PK": {"S": f"EMAIL#{message_id}"}, "SK": {"S": bounce_key}},
     )
     return {n: TypeDeserializer().deserialize(v) for n, v in answer.get("Item", {}).items()}
 
