@@ -120,7 +120,9 @@ class BounceRecords:
     def _write(
         self, claim: BounceClaim, set_: Mapping[str, Any], remove: Sequence[str] = ()
     ) -> None:
-        self._transact(claim, set_, "lease_token = :token", {"token": claim.token}, remove)
+        # What was ended as in doubt has no lease: whoever comes that late must not send.
+        condition = "lease_token = :token AND attribute_exists(lease_until)"
+        self._transact(claim, set_, condition, {"token": claim.token}, remove)
 
     def _transact(
         self,

@@ -47,7 +47,8 @@ def test_the_state_machine_writes_the_mark_that_the_sweeper_looks_for() -> None:
     definition = yaml.safe_load((ROOT / "statemachines/process_email.asl.yaml").read_text())
     (put,) = (s for s in _states(definition) if s.get("Resource", "").endswith(":putItem"))
     item: dict[str, Any] = put["Arguments"]["Item"]
-    message_id, name = "{% $messageId %}", "{% $states.context.Execution.Name %}"
+    message_id = "{% $states.context.Execution.Input.mail.messageId %}"
+    name = "{% $states.context.Execution.Name %}"
     assert {n: _plain(item[n]["S"]) for n in ("PK", "SK")} == keys.parked(message_id, name)
 
 
