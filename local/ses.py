@@ -151,7 +151,7 @@ class Ses:
         shown: list[dict[str, str]] = []
         size = 0
         for name, value in headers:
-            size += len(name) + len(value.encode())
+            size += len(name) + len(value.encode()) + 4  # `: ` and the end of the line
             if size > MAXIMUM_HEADERS:
                 break
             shown.append({"name": name, "value": value})

@@ -46,8 +46,9 @@ LONG = b"".join(b"X-%d: %s\r\n" % (n, b"x" * 900) for n in range(700))  # 600 KB
         (hops(26) + b"\r\n", 26),
         (hops(3).replace(b"\r\n", b"\n") + b"\nReceived: body", 3),
         (hops(3).replace(b"\r\n", b"\r\r\n") + b"\r\r\nReceived: body", 3),
-        # Bare CR end lines but no headers: rather a line of the body too many than a header missed.
-        (hops(3).replace(b"\r\n", b"\r") + b"\rReceived: body", 4),
+        (hops(3).replace(b"\r\n", b"\r") + b"\rReceived: body", 3),
+        # With an LF anywhere, two bare CR do not end the headers: a guard must see what follows.
+        (hops(3).replace(b"\r\n", b"\r") + b"\rReceived: body\n", 4),
         (b"Subject: x\r\n\r\n", 0),
         (b"", 0),
         (b"\r\nReceived: body", 0),
@@ -63,7 +64,8 @@ LONG = b"".join(b"X-%d: %s\r\n" % (n, b"x" * 900) for n in range(700))  # 600 KB
         "a loop",
         "LF",
         "CR CR LF",
-        "CR",
+        "CR alone",
+        "CR and an LF",
         "none",
         "empty",
         "no headers",
