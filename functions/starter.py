@@ -5,12 +5,13 @@ from typing import Any
 
 from ses_mail import clients, observe
 from ses_mail.observe import logger, metrics, tracer
+from ses_mail.payloads import QueuedMessage, StarterResult
 from ses_mail.start import Starter
 
 
 @tracer.capture_lambda_handler(capture_response=False, capture_error=False)
 @metrics.log_metrics
-def handler(event: list[dict[str, Any]], context: Any) -> dict[str, Any]:
+def handler(event: list[QueuedMessage], context: Any) -> StarterResult:
     """A batch of SQS records → {batchItemFailures}: those must come again."""
     starter = Starter(
         stepfunctions=clients.stepfunctions(),

@@ -1,10 +1,12 @@
 """Parks the emails of executions that died uncaught: by event, and hourly since events may fail."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from ses_mail import clients, observe
 from ses_mail.observe import logger, metrics, tracer
+from ses_mail.payloads import SweeperResult
 from ses_mail.sweep import HOURS, Sweeper
 
 _TIME_TO_END = 15_000
@@ -16,7 +18,7 @@ class SweepFailedError(Exception):
 
 @tracer.capture_lambda_handler(capture_response=False, capture_error=False)
 @metrics.log_metrics
-def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
+def handler(event: Mapping[str, Any], context: Any) -> SweeperResult:
     """A status change of an execution, or the hourly event, maybe with `hours` → {swept: ARNs}."""
     sweeper = Sweeper(
         stepfunctions=clients.stepfunctions(),

@@ -5,6 +5,7 @@ from typing import Any
 
 from ses_mail import clients, observe, token_check
 from ses_mail.observe import logger, metrics, tracer
+from ses_mail.payloads import TokenMonitorResult
 from ses_mail.token_check import Redrive, TokenMonitor
 
 _TIME_TO_END = 60_000
@@ -16,7 +17,7 @@ class TokenCheckError(Exception):
 
 @tracer.capture_lambda_handler(capture_response=False, capture_error=False)
 @metrics.log_metrics
-def handler(_event: dict[str, Any], context: Any) -> dict[str, Any]:
+def handler(_event: Any, context: Any) -> TokenMonitorResult:
     """A changed parameter, or a scheduled event → {checked: {parameter: result}, automation}."""
     ssm, table = clients.ssm(), os.environ["DELIVERIES_TABLE"]
     default, prefix = os.environ["TOKEN_PARAMETER"], os.environ["MAILBOX_TOKEN_PREFIX"]

@@ -26,6 +26,7 @@ from ses_mail.outcomes import ALREADY_THERE, BOUNCED, SENDER_LIMIT, SUPPRESSED
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_ses import SESClient
+    from mypy_boto3_ses.type_defs import MessageDsnTypeDef, SendBounceRequestTypeDef
 
 _LEASE_MARGIN = 30.0
 # Seconds that SendBounce and the record of its answer may take: longer than the client's time-outs
@@ -168,10 +169,10 @@ def surely_unsent(error: Exception) -> bool:
     return isinstance(error, (BounceRejectedError, BounceThrottledError, *_NEVER_LEFT))
 
 
-def bounce_request(order: Order, recipients: Sequence[str]) -> dict[str, Any]:
+def bounce_request(order: Order, recipients: Sequence[str]) -> "SendBounceRequestTypeDef":
     """SendBounce's parameters: an RFC 3464 report that names every recipient, status 5.1.1."""
     domain = addresses.split(addresses.canonical(recipients[0]))[1]
-    message_dsn = {"ReportingMta": f"dns; {domain}"}
+    message_dsn: MessageDsnTypeDef = {"ReportingMta": f"dns; {domain}"}
     if order.received_at is not None:
         message_dsn["ArrivalDate"] = clock.iso(order.received_at)
     return {

@@ -4,12 +4,15 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ses_mail import clock, delivery_keys
 from ses_mail.deliveries import DeliveryTable, Ended, ended
 from ses_mail.errors import DeliveryInProgressError
 from ses_mail.outcomes import MAYBE_SENT, SUPPRESSED
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb.type_defs import TransactWriteItemTypeDef
 
 CLAIMED, SENDING = "claimed", "sending"
 
@@ -136,7 +139,9 @@ class BounceRecords:
             self.table.change(key, set_, remove=remove, condition=condition, given=given)
             for key in sorted(claim.keys.values(), key=itemgetter("SK"))
         ]
-        writes: list[Any] = [{"Update": change.request(self.table.name)} for change in changes]
+        writes: list[TransactWriteItemTypeDef] = [
+            {"Update": change.request(self.table.name)} for change in changes
+        ]
         dynamodb = self.table.dynamodb
         for start in range(0, len(writes), TRANSACTION):
             try:

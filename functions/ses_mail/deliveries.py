@@ -65,7 +65,7 @@ class DeliveryTable:
             key=key, set_=touched, keep=keep or {}, remove=removed, condition=condition, given=given
         )
 
-    def read_all(self, keys: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    def read_all(self, keys: Sequence[Mapping[str, str]]) -> list[tables.Item]:
         """The records under these keys that exist, consistently read, in any order."""
         return tables.read_all(self.dynamodb, self.name, keys)
 

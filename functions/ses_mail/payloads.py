@@ -85,6 +85,38 @@ class ParkedMessage(TypedDict):
     failure: Failure
 
 
+class QueuedMessage(TypedDict):
+    """Of a message that the pipe hands to the starter, what the starter reads."""
+
+    messageId: str  # SQS's id
+    body: str
+
+
+class FailedItem(TypedDict):
+    """A message that the pipe must bring again."""
+
+    itemIdentifier: str  # SQS's id
+
+
+class StarterResult(TypedDict):
+    """What the pipe reads of the starter's answer."""
+
+    batchItemFailures: list[FailedItem]
+
+
+class SweeperResult(TypedDict):
+    """What the sweeper answers to whoever invokes it by hand."""
+
+    swept: list[str]  # ARNs of executions whose email it parked
+
+
+class TokenMonitorResult(TypedDict):
+    """What the token monitor answers to whoever invokes it by hand."""
+
+    checked: dict[str, str]  # parameter → valid, invalid or unknown
+    automation: str  # id of the redrive that was started, or empty
+
+
 class ExecutionInput(TypedDict):
     """Input of an execution, written by the starter."""
 

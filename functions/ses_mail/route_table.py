@@ -44,7 +44,7 @@ def route(
 
 def rules_for(
     dynamodb: "DynamoDBClient", table: str, recipients: Iterable[str]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, tables.Item]:
     """The items of all patterns that might match, under their patterns.
 
     Consistent reads: an edit takes effect for the next email. An error is an error, never an

@@ -8,6 +8,11 @@ from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_dynamodb.type_defs import UpdateTypeDef
+
+# What lies in a table, in plain values: ours has names (payloads.py), but anybody may have written
+# anything.
+Item = dict[str, Any]
 
 # The limit of BatchGetItem.
 _BATCH = 100
@@ -19,12 +24,12 @@ class TableBusyError(Exception):
 
 def read_all(
     dynamodb: "DynamoDBClient", table: str, keys: Sequence[Mapping[str, str]]
-) -> list[dict[str, Any]]:
+) -> list[Item]:
     """The items under {PK, SK} keys that exist, as plain values, consistently read, in any order.
 
     Never sleeps: throttling leaves keys unread, which are asked for again while that helps.
     """
-    items: list[dict[str, Any]] = []
+    items: list[Item] = []
     for start in range(0, len(keys), _BATCH):
         wanted: list[Any] = [serialize(key) for key in keys[start : start + _BATCH]]
         while wanted:
@@ -56,7 +61,7 @@ class Update:
     condition: str
     given: Mapping[str, Any] = field(default_factory=dict)
 
-    def request(self, table: str) -> dict[str, Any]:
+    def request(self, table: str) -> "UpdateTypeDef":
         """The parameters that UpdateItem and TransactWriteItems share.
 
         Attributes go by placeholders, since any name may be one of DynamoDB's reserved words.
@@ -83,17 +88,17 @@ class Update:
         }
 
 
-def read(dynamodb: "DynamoDBClient", table: str, key: Mapping[str, str]) -> dict[str, Any]:
+def read(dynamodb: "DynamoDBClient", table: str, key: Mapping[str, str]) -> Item:
     """The item under {PK, SK} as plain values, consistently read; empty if there is none."""
     answer = dynamodb.get_item(TableName=table, Key=serialize(key), ConsistentRead=True)
     return deserialize(answer.get("Item", {}))
 
 
-def serialize(plain: Mapping[str, Any]) -> dict[str, Any]:
+def serialize(plain: Mapping[str, Any]) -> Item:
     """Plain values as DynamoDB's typed ones."""
     return {name: TypeSerializer().serialize(value) for name, value in plain.items()}
 
 
-def deserialize(item: Mapping[str, Any]) -> dict[str, Any]:
+def deserialize(item: Mapping[str, Any]) -> Item:
     """DynamoDB's typed values as plain ones."""
     return {name: TypeDeserializer().deserialize(value) for name, value in item.items()}

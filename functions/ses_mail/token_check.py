@@ -122,7 +122,7 @@ def ask_google(token: StoredToken) -> tuple[str, str]:
     return VALID, ""
 
 
-def recorded(before: Mapping[str, Any], check: Check, now: float) -> dict[str, Any]:
+def recorded(before: Mapping[str, Any], check: Check, now: float) -> tables.Item:
     """The token's item after a check, given the one before, empty if there was none.
 
     changed_at is when it last became good or bad, or was put anew.

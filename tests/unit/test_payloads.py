@@ -1,5 +1,6 @@
 """The shapes of payloads.py are those of the state machine's file and of the sample events."""
 
+import ast
 import json
 from pathlib import Path
 from types import UnionType
@@ -106,3 +107,16 @@ def test_starter_writes_the_shape() -> None:
 )
 def test_differences_are_found(value: Any, expected: list[str]) -> None:
     assert differences(value, payloads.Mail) == expected
+
+
+def test_public_signatures_name_their_shapes() -> None:
+    """JSON that others wrote may be a Mapping or `tables.Item`; what we make has a name."""
+    unnamed = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for path in sorted((ROOT / "functions").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+        for annotation in [node.returns, *(a.annotation for a in node.args.args)]
+        if annotation and "dict[str, Any]" in ast.unparse(annotation)
+    ]
+    assert unnamed == []
