@@ -113,7 +113,11 @@ class Bouncer:
         """Why no bounce may be sent; empty if one may, which is then counted."""
         verdict = bounce_policy.decide(
             bounce_policy.Received(
-                order.source, order.receipt, order.received_at, fields, self.our_domains
+                source=order.source,
+                receipt=order.receipt,
+                received_at=order.received_at,
+                fields=fields,
+                our_domains=self.our_domains,
             )
         )
         if not verdict.bounce:

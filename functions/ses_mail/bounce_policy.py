@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ses_mail import addresses, clock, headers
@@ -32,7 +33,8 @@ class Verdict(NamedTuple):
     reason: str
 
 
-class Received(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Received:
     """What is known of the email that might be bounced.
 
     source is the envelope sender (MAIL FROM), receipt as in the notification, received_at seconds

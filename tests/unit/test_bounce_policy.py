@@ -30,7 +30,13 @@ def email(
         else:
             receipt[f"{name}Verdict"] = {"status": status}
     fields = headers.parse(block.encode())
-    return Received(source, receipt, received_at, fields, ["example.com", "xn--bcher-kva.example"])
+    return Received(
+        source=source,
+        receipt=receipt,
+        received_at=received_at,
+        fields=fields,
+        our_domains=["example.com", "xn--bcher-kva.example"],
+    )
 
 
 def with_header(line: str) -> Received:

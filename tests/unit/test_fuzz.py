@@ -127,12 +127,13 @@ REASONS = {reason for reason, _ in bounce_policy._GUARDS} | {"harmless"}
 def test_bounce_of_any_email_is_decided(
     source: str, verdicts: dict[str, Any], recipients: list[str], age: float | None, email: bytes
 ) -> None:
+    fields = headers.parse(headers.block_of(email))
     received = Received(
-        source,
-        {**verdicts, "recipients": recipients},
-        None if age is None else clock.now() - age,
-        headers.parse(headers.block_of(email)),
-        ["example.com"],
+        source=source,
+        receipt={**verdicts, "recipients": recipients},
+        received_at=None if age is None else clock.now() - age,
+        fields=fields,
+        our_domains=["example.com"],
     )
     verdict = bounce_policy.decide(received)
     assert verdict.reason in REASONS
@@ -144,6 +145,9 @@ def test_bounce_of_any_email_is_decided(
         assert "PASS" in [
             verdicts.get(name, {}).get("status") for name in ("spfVerdict", "dmarcVerdict")
         ]
+        if verdicts.get("spfVerdict", {}).get("status") != "PASS":
+            (author,) = headers.values(fields, "from")
+            assert source.strip().lower() in author.lower(), "nobody but the author"
 
 
 # -- notifications ---------------------------------------------------------------------------------
