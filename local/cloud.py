@@ -41,6 +41,7 @@ from local.pipe import Pipe, install_states
 from local.runtime import TIMEOUT_FLOOR, Function, Runtime, build_layer, build_runtime
 from local.ses import ReceiptRule, Ses, SmtpServer
 from local.stack import Stack
+from local.traces import Daemon
 
 HOST = "127.0.0.1"
 
@@ -70,6 +71,7 @@ class Cloud:
     events: EventBus
     metrics: Metrics
     runtime: Runtime
+    traces: Daemon
     smtp: tuple[str, int]  # host and port
 
     def __init__(
@@ -209,6 +211,8 @@ class Cloud:
             )
         }
         assert self._directory
+        self.traces = Daemon()
+        self._cleanup.callback(self.traces.stop)
         self.runtime = Runtime(
             functions,
             libraries=[build_runtime(home)],
@@ -279,9 +283,10 @@ class Cloud:
             "LANG": "C.UTF-8",
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "TZ": ":UTC",
+            "LAMBDA_TASK_ROOT": str(self.root / "functions"),  # without it nothing is traced
             # … and what leads to this machine instead of AWS and Google.
             "AWS_ENDPOINT_URL": self.aws_url,
-            "AWS_SAM_LOCAL": "true",  # Powertools sends no traces
+            "AWS_XRAY_DAEMON_ADDRESS": self.traces.address,
             "HTTPS_PROXY": self.google.url,
             "HTTPLIB2_CA_CERTS": str(self.google.ca_file),
         }

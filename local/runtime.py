@@ -164,7 +164,8 @@ class Runtime:
         if isinstance(event, dict) and "executionArn" in event:
             self.callers[root] = event["executionArn"]
         instructions = self.faults.instructions(name, event) if self.faults else None
-        answer = worker.invoke(event, instructions, f"Root={root};Sampled=1")
+        trace = f"Root={root};Parent={uuid.uuid4().hex[:16]};Sampled=1"
+        answer = worker.invoke(event, instructions, trace)
         pool.give_back(worker)
         error = answer.get("error")
         if self.faults and error and error["errorType"] == TIMED_OUT:

@@ -105,6 +105,11 @@ def logs(post: Post) -> list[Place]:
     ]
 
 
+def traces(post: Post) -> list[Place]:
+    """What the functions sent to X-Ray."""
+    return [Place("trace", document) for document in post.cloud.traces.documents]
+
+
 def histories(post: Post) -> list[Place]:
     return [
         Place(
@@ -160,7 +165,10 @@ def aftermath(post: Post) -> Iterator[Aftermath]:
         post.cloud.events.tick()
         secrets |= google_secrets(post.cloud.google)
         yield Aftermath(
-            [*logs(post), *histories(post), *traffic.messages, *records(post)],
+            [
+                *(*logs(post), *traces(post), *histories(post)),
+                *(*traffic.messages, *records(post)),
+            ],
             secrets,
             stored,
             during,
@@ -296,7 +304,7 @@ def test_no_secret_and_no_content_anywhere(aftermath: Aftermath) -> None:
 def test_the_run_was_worth_searching(post: Post, aftermath: Aftermath) -> None:
     """Every kind of place, secret and error was really there."""
     kinds = {place.name.split()[0] for place in aftermath.places if place.text}
-    assert kinds == {"log", "history", "queue", "record"}
+    assert kinds == {"log", "trace", "history", "queue", "record"}
     for function in post.cloud.runtime.functions:
         assert post.cloud.logs(function), function
     queues = {place.name.removeprefix("queue ") for place in aftermath.places}
@@ -329,6 +337,24 @@ def test_metrics_name_no_email(post: Post, aftermath: Aftermath) -> None:
     assert not any("@" in place.text for place in places)
 
 
+def parts(segment: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield segment
+    for inner in segment.get("subsegments", []):
+        yield from parts(inner)
+
+
+def test_traces_hold_neither_calls_nor_what_comes_and_goes(
+    post: Post, aftermath: Aftermath
+) -> None:
+    """A patched library would trace each request, Gmail's sessions among them; a response or an
+    error in full may hold anything."""
+    found = [part for segment in post.cloud.traces.segments() for part in parts(segment)]
+    assert {part["name"] for part in found} == {"## handler", "## message"}
+    assert [part for part in found if "metadata" in part or "http" in part or "aws" in part] == []
+    told = {name for part in found for name in part.get("annotations", {})}
+    assert told == {"messageId", "ColdStart", "Service"}
+
+
 def short(function: str) -> str:
     return function.removeprefix("ses-mail-").removesuffix("-test")
 
@@ -351,7 +377,7 @@ def _attributes_with(item: Mapping[str, Any], text: str) -> Iterator[str]:
     return (name for name, value in item.items() if text in json.dumps(value))
 
 
-@pytest.mark.parametrize("kind", ["log", "history", "queue", "record"])
+@pytest.mark.parametrize("kind", ["log", "trace", "history", "queue", "record"])
 def test_the_search_finds_what_is_planted(aftermath: Aftermath, kind: str) -> None:
     place = next(p for p in aftermath.places if p.name.startswith(kind) and p.text and not p.ses)
     middle = len(place.text) // 2
