@@ -31,6 +31,7 @@ _ENDED_WELL = {
     "stored": STORE,
     "dropped": DROP,
 }
+_UNDER_WAY = ("claimed", "uploading")
 _IMPORT_OPTIONS = {
     "internalDateSource": "receivedTime",
     "processForCalendar": "true",
@@ -479,7 +480,7 @@ def _records(seen: Evidence) -> Iterator[Finding]:
             if "expires_at" in record and float(record["expires_at"]) - seen.now < _LEAST_LIFE:
                 yield message_id, f"{record['SK']} expires at {record['expires_at']}"
             execution = seen.by_arn.get(record.get("execution", ""))
-            if record.get("delivery_state") == "claimed":
+            if record.get("delivery_state") in _UNDER_WAY:
                 continue  # nothing came of it yet, and _forward_records says whether it may be so
             if execution is None or execution.input["mail"]["messageId"] != message_id:
                 yield message_id, f"{record['SK']} names execution {record.get('execution')}"
@@ -491,7 +492,7 @@ def _forward_records(seen: Evidence, email: Email) -> Iterator[Finding]:
     for mailbox in sorted(copies.keys() | records.keys()):
         held, kept = copies.get(mailbox, []), records.get(mailbox, [])
         if not held and seen.given_up(email, mailbox):
-            kept = [record for record in kept if record.get("delivery_state") != "claimed"]
+            kept = [record for record in kept if record.get("delivery_state") not in _UNDER_WAY]
         if len(held) != len(kept):
             yield email.message_id, f"{mailbox}: {len(held)} copies, {len(kept)} records"
         ids = {copy.id for copy in held} | {""}  # a finished session need not repeat its answer
