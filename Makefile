@@ -17,7 +17,8 @@ help:
 	@echo "make soak    1,000 emails through random faults, and an account of each (EMAILS=1000 SEED=1)"
 	@echo "             (make soak FAULTS=killed-after@gmail:Chunk=0.1 injects faults of your own)"
 	@echo "make soak-mutants  take out one safeguard after the other: the soak must notice each"
-	@echo "make mutants take out names, metrics, permissions, retries …: a test must notice each"
+	@echo "make mutants change names, policies, retries, constants …: a test must notice each; all take"
+	@echo "             hours (make mutants SAMPLE=200 SEED=1 KIND=policy,number ONLY=gmail.py)"
 	@echo "make test    lint, types, templates and all tests"
 	@echo "make quick   lint, types and the tests that take seconds"
 	@echo "make build   sam build"
@@ -64,7 +65,8 @@ soak-mutants: $(READY)
 	@$(BIN)/python -m tests.e2e.soak_mutants
 
 mutants: $(READY)
-	@$(BIN)/python tests/mutants.py
+	@$(BIN)/python -m tests.mutants --kind "$(KIND)" --only "$(ONLY)" --sample $(or $(SAMPLE),0) \
+	  --seed $(or $(SEED),1)
 
 lint: $(READY)
 	$(BIN)/ruff check .
