@@ -15,6 +15,8 @@ from pathlib import Path
 from local.cloud import Cloud
 from local.iam import REGION
 
+from . import forked
+
 _FENCE = re.compile(r"^( *)```")
 _HEADING = re.compile(r"^#+ +(.*)$")
 _MARK = re.compile(r"<!-- not run: (.*) -->")
@@ -90,7 +92,7 @@ class Terminal:
     AWS and Google are the embedded cloud. Every question is answered with yes.
     """
 
-    def __init__(self, cloud: Cloud, folder: Path) -> None:
+    def __init__(self, cloud: Cloud, folder: Path, programs: Path) -> None:
         self.folder = folder
         (folder / "config").write_text(f"[profile ses-mail]\nregion = {REGION}\n")
         (folder / "credentials").write_text(
@@ -99,21 +101,13 @@ class Terminal:
         installed = Path(sys.executable).parent
         page = f"curl --silent --cacert {cloud.google.ca_file} --output page --location %s"
         # `aws sqs` of version 1 goes to AWS itself whatever AWS_ENDPOINT_URL says.
-        aws = folder / "bin" / "aws"
-        aws.parent.mkdir()
-        aws.write_text(f'#!/bin/sh\nexec {installed}/aws --endpoint-url {cloud.aws_url} "$@"\n')
-        aws.chmod(0o755)
-        self.environment = {
-            "PATH": f"{aws.parent}:{installed}:/usr/local/bin:/usr/bin:/bin",
+        first = {"aws": ["--endpoint-url", cloud.aws_url]}
+        forked.install(folder / "bin", programs, first)
+        self.environment = outside(cloud) | {
+            "PATH": f"{folder}/bin:{installed}:/usr/local/bin:/usr/bin:/bin",
             "HOME": str(folder),
-            "LANG": "C.UTF-8",
-            "COLUMNS": "200",
             "AWS_CONFIG_FILE": str(folder / "config"),
             "AWS_SHARED_CREDENTIALS_FILE": str(folder / "credentials"),
-            "AWS_ENDPOINT_URL": cloud.aws_url,
-            "HTTPS_PROXY": cloud.google.url,
-            "REQUESTS_CA_BUNDLE": str(cloud.google.ca_file),
-            "HTTPLIB2_CA_CERTS": str(cloud.google.ca_file),
             # In the background, as a real one: it waits for the command that waits for it.
             "BROWSER": f"{page} &",
         }
@@ -144,6 +138,18 @@ class Terminal:
             for file in (out, err):
                 file.seek(0)
             return Ran(code, out.read(), err.read())
+
+
+def outside(cloud: Cloud) -> dict[str, str]:
+    """What leads every program to the embedded cloud and its Google."""
+    return {
+        "LANG": "C.UTF-8",
+        "COLUMNS": "200",
+        "AWS_ENDPOINT_URL": cloud.aws_url,
+        "HTTPS_PROXY": cloud.google.url,
+        "REQUESTS_CA_BUNDLE": str(cloud.google.ca_file),
+        "HTTPLIB2_CA_CERTS": str(cloud.google.ca_file),
+    }
 
 
 def _end(process: "subprocess.Popen[str]") -> None:

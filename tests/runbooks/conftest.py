@@ -1,5 +1,6 @@
 """One embedded cloud for the folder, and the count of the blocks that were run."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,8 @@ from local.faults import Faults
 from local.iam import ACCOUNT
 from tests.workflow.kit import Post
 
-from . import scenes
-from .blocks import Terminal
+from . import forked, scenes
+from .blocks import Terminal, outside
 from .cases import World
 
 ROOT = Path(__file__).parents[2]
@@ -25,13 +26,22 @@ def cloud() -> Iterator[Cloud]:
         yield running
 
 
+@pytest.fixture(scope="package")
+def programs(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where `aws` and `sesmail` are served."""
+    folder = tmp_path_factory.mktemp("programs")
+    environment = {**os.environ, **outside(cloud), "PYTHONPATH": f"{ROOT}:{ROOT / 'functions'}"}
+    with forked.serving(folder, environment):
+        yield folder
+
+
 @pytest.fixture
-def world(cloud: Cloud, tmp_path: Path) -> Iterator[World]:
+def world(cloud: Cloud, programs: Path, tmp_path: Path) -> Iterator[World]:
     """Starts without rules and letters, with the pipe running."""
     world = World(
         cloud,
         Post(cloud),
-        Terminal(cloud, tmp_path),
+        Terminal(cloud, tmp_path, programs),
         names={"account-id": ACCOUNT, "environment": cloud.environment},
     )
     yield world
