@@ -74,7 +74,7 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/cfn-lint template.yaml monitoring.yaml
 
-# In two processes; files that share a cloud or a folder stay together (tests/conftest.py).
+# In two processes; files that share a cloud or a folder stay together (tests/fixtures/schedule.py).
 test: lint
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=95
 

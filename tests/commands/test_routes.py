@@ -24,7 +24,8 @@ from local.iam import ACCOUNT, REGION
 from .conftest import Sesmail
 
 if TYPE_CHECKING:
-    from tests.conftest import Aws, LambdaContext, Logs
+    from tests.fixtures.aws import Aws
+    from tests.fixtures.lambda_ import LambdaContext, Logs
 
 TABLE = "ses-email-routing-test"
 ANNA, BEN = "anna@gmail.com", "ben@gmail.com"

@@ -24,7 +24,7 @@ from local.google import Fault, Google
 from .conftest import Ran, Sesmail
 
 if TYPE_CHECKING:
-    from tests.conftest import Aws
+    from tests.fixtures.aws import Aws
 
 DEFAULT = "/ses-mail/test/gmail-token"
 PREFIX = "/ses-mail/test/gmail-tokens/"

@@ -14,7 +14,9 @@ from ses_mail.errors import (
 )
 
 if TYPE_CHECKING:
-    from tests.conftest import Aws, Clock, LambdaContext, Logs
+    from tests.fixtures.aws import Aws
+    from tests.fixtures.clock import Clock
+    from tests.fixtures.lambda_ import LambdaContext, Logs
 
 Run = Callable[..., dict[str, Any]]
 EMAIL = b"From: jane@partner.example\r\nSubject: confidential\r\n\r\nbody"

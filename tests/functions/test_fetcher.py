@@ -9,7 +9,8 @@ from botocore.exceptions import ClientError, ConnectionClosedError
 from ses_mail.errors import EmailNotFoundError, InvalidNotificationError
 
 if TYPE_CHECKING:
-    from tests.conftest import Aws, LambdaContext, Logs
+    from tests.fixtures.aws import Aws
+    from tests.fixtures.lambda_ import LambdaContext, Logs
 
 Run = Callable[..., dict[str, Any]]
 

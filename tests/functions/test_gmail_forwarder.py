@@ -16,7 +16,9 @@ from ses_mail.errors import (
 from local.google import Fault, Google
 
 if TYPE_CHECKING:
-    from tests.conftest import Aws, Clock, LambdaContext, Logs
+    from tests.fixtures.aws import Aws
+    from tests.fixtures.clock import Clock
+    from tests.fixtures.lambda_ import LambdaContext, Logs
 
 Run = Callable[..., dict[str, Any]]
 ANNA = "anna@gmail.com"

@@ -8,7 +8,8 @@ import router
 from botocore.exceptions import ClientError
 
 if TYPE_CHECKING:
-    from tests.conftest import Aws, LambdaContext, Logs
+    from tests.fixtures.aws import Aws
+    from tests.fixtures.lambda_ import LambdaContext, Logs
 
 Run = Callable[..., list[dict[str, Any]]]
 ANNA, BEN = "anna@gmail.com", "ben@gmail.com"

@@ -10,7 +10,8 @@ from ses_mail import clients
 from ses_mail.dead_letters import MESSAGE_LENGTH
 
 if TYPE_CHECKING:
-    from tests.conftest import Aws, LambdaContext, Logs
+    from tests.fixtures.aws import Aws
+    from tests.fixtures.lambda_ import LambdaContext, Logs
 
 Run = Callable[..., list[str]]
 ANNA, INFO = "anna+news@example.com", "info@example.com"

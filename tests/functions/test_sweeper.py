@@ -12,7 +12,8 @@ from ses_mail.start import Starter
 from ses_mail.tables import TableBusyError
 
 if TYPE_CHECKING:
-    from tests.conftest import Aws, LambdaContext, Logs
+    from tests.fixtures.aws import Aws
+    from tests.fixtures.lambda_ import LambdaContext, Logs
 
 SCHEDULED = {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}}
 Sweep = Callable[..., list[str]]

@@ -13,7 +13,9 @@ from ses_mail.credentials import parameter_name
 from local.google import Fault, Google
 
 if TYPE_CHECKING:
-    from tests.conftest import Aws, Clock, LambdaContext, Logs
+    from tests.fixtures.aws import Aws
+    from tests.fixtures.clock import Clock
+    from tests.fixtures.lambda_ import LambdaContext, Logs
 
 ANNA, BEN = "anna@example.com", "ben@example.com"
 HOUR = 3600

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from local import strict
 from local.patches import Patches
-from tests.conftest import Aws
+from tests.fixtures.aws import Aws
 
 from .documents import Clock, Killed, Queues, Watch, attributes, busiest_second, counted
 

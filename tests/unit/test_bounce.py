@@ -27,7 +27,9 @@ from ses_mail.errors import (
 )
 
 if TYPE_CHECKING:
-    from tests.conftest import Aws, Clock, SesApi
+    from tests.fixtures.aws import Aws
+    from tests.fixtures.clock import Clock
+    from tests.fixtures.ses import SesApi
 
 A, B = "a@example.com", "b@example.com"
 EMAIL = b"From: Jane <jane@partner.example>\r\nSubject: x\r\n\r\nbody"

@@ -8,7 +8,8 @@ from ses_mail.bounce_limit import BounceLimit
 from ses_mail.deliveries import DeliveryTable
 
 if TYPE_CHECKING:
-    from tests.conftest import Aws, Clock
+    from tests.fixtures.aws import Aws
+    from tests.fixtures.clock import Clock
 
 DAY = 24 * 3600
 JANE, BEN = "jane@x.example", "ben@x.example"

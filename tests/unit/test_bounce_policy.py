@@ -7,7 +7,7 @@ from ses_mail import bounce_policy, headers
 from ses_mail.bounce_policy import Received, Verdict
 
 if TYPE_CHECKING:
-    from tests.conftest import Clock
+    from tests.fixtures.clock import Clock
 
 VERDICTS = {
     f"{name}Verdict": {"status": "PASS"} for name in ("spam", "virus", "spf", "dkim", "dmarc")

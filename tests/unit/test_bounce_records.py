@@ -11,7 +11,8 @@ from ses_mail.errors import DeliveryInProgressError
 from ses_mail.outcomes import BOUNCED, SUPPRESSED
 
 if TYPE_CHECKING:
-    from tests.conftest import Aws, Clock
+    from tests.fixtures.aws import Aws
+    from tests.fixtures.clock import Clock
 
 A, B, C = "a@example.com", "b@example.com", "c@example.com"
 

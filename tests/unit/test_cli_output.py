@@ -13,7 +13,8 @@ from decimal import Decimal
 import pytest
 
 from cli import output
-from tests.conftest import ROOT, Clock
+from tests.fixtures import ROOT
+from tests.fixtures.clock import Clock
 
 ID = "o3vrnil0e2ic28trm7dfhrc2v0cnbeccl4nbp0g1"
 ADDRESS = "somebody.with.a.long.name@department.example.com"

@@ -6,7 +6,7 @@ import pytest
 from ses_mail import clock
 
 if TYPE_CHECKING:
-    from tests.conftest import Clock
+    from tests.fixtures.clock import Clock
 
 NOON = 1795521600.0  # 2026-11-24T12:00:00Z
 

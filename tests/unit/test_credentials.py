@@ -14,7 +14,8 @@ from ses_mail.errors import GmailTokenError
 from local.google import Google
 
 if TYPE_CHECKING:
-    from tests.conftest import Aws, Clock
+    from tests.fixtures.aws import Aws
+    from tests.fixtures.clock import Clock
 
 USER = {"type": "authorized_user", "refresh_token": "1//r", "client_id": "c", "client_secret": "s"}
 ANNA = "anna@example.com"

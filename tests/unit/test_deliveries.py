@@ -31,7 +31,8 @@ from ses_mail.forward_records import Claim, ForwardRecords, Upload
 from ses_mail.outcomes import BOUNCED, MAYBE_SENT, SUPPRESSED
 
 if TYPE_CHECKING:
-    from tests.conftest import Aws, Clock
+    from tests.fixtures.aws import Aws
+    from tests.fixtures.clock import Clock
 
 DAY = 24 * 3600
 LEASE = 330

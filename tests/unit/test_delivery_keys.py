@@ -6,7 +6,7 @@ import pytest
 import yaml
 from ses_mail import delivery_keys as keys
 
-from tests.conftest import ROOT
+from tests.fixtures import ROOT
 
 KEYS = [
     (keys.forward("m1", "anna@x.example"), "EMAIL#m1", "FORWARD#anna@x.example"),

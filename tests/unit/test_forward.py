@@ -25,7 +25,8 @@ from ses_mail.stored_email import StoredEmail
 from local.google import CHUNK_GRAIN, Fault, Google
 
 if TYPE_CHECKING:
-    from tests.conftest import Aws, Clock
+    from tests.fixtures.aws import Aws
+    from tests.fixtures.clock import Clock
 
 ANNA, INFO, NEWS = "anna@gmail.com", "info@example.com", "news@example.com"
 EMAIL = b"Subject: \xff8-bit\r\n\r\nNUL \x00, bare CR \r, bare LF \n, no final newline \x80"

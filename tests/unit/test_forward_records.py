@@ -10,7 +10,8 @@ from ses_mail.errors import DeliveryInProgressError
 from ses_mail.forward_records import Claim, ForwardRecords, Upload
 
 if TYPE_CHECKING:
-    from tests.conftest import Aws, Clock
+    from tests.fixtures.aws import Aws
+    from tests.fixtures.clock import Clock
 
 LEASE = 330.0
 DAY = 24 * 3600

@@ -9,7 +9,7 @@ from ses_mail import clients, route_table
 from ses_mail.tables import TableBusyError
 
 if TYPE_CHECKING:
-    from tests.conftest import Aws
+    from tests.fixtures.aws import Aws
 
 
 def rules_for(aws: "Aws", *recipients: str) -> dict[str, dict[str, Any]]:

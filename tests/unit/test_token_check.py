@@ -28,7 +28,8 @@ from ses_mail.token_check import (
 from local.google import Fault, Google
 
 if TYPE_CHECKING:
-    from tests.conftest import Aws, Clock
+    from tests.fixtures.aws import Aws
+    from tests.fixtures.clock import Clock
 
 ANNA, BEN = "anna@example.com", "ben@example.com"
 HOUR = 3600
