@@ -436,7 +436,7 @@ def suffer_aws(
         URLLib3Session().send(request)
     if by_state_machine:
         # What Step Functions makes of an answer that it does not get.
-        return _error_response(service, request.url, 500, "SdkClientException")
+        return error_response(service, request.url, 500, "SdkClientException")
     _vanish(
         kind,
         lambda: ConnectionClosedError(endpoint_url=request.url),
@@ -455,18 +455,25 @@ def _refusal(kind: str, service: str, url: str, salt: str) -> Any:
         status, code = 500, _LAMBDA_FAILED[choice]
     else:
         status, code = 500, _FAILED.get(service, "InternalFailure")
-    return _error_response(service, url, status, code)
+    return error_response(service, url, status, code)
 
 
 class _Raw(io.BytesIO):
-    def stream(self, **_: Any) -> Any:
+    def stream(self, *_: Any, **__: Any) -> Any:
         while piece := self.read():
             yield piece
 
 
-def _error_response(service: str, url: str, status: int, code: str) -> Any:
+def response(url: str, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> Any:
+    """What botocore takes for an answer of AWS."""
     from botocore.awsrequest import AWSResponse
 
+    given: Any = headers or {}
+    return AWSResponse(url, status, given, _Raw(body))
+
+
+def error_response(service: str, url: str, status: int, code: str) -> Any:
+    """AWS's refusal, in the service's own protocol."""
     text = f"{code} (injected)"
     if service == "s3":
         body = f"<Error><Code>{code}</Code><Message>{text}</Message></Error>"
@@ -475,8 +482,8 @@ def _error_response(service: str, url: str, status: int, code: str) -> Any:
         body = f"<ErrorResponse>{error}<RequestId>local</RequestId></ErrorResponse>"
     else:
         body = json.dumps({"__type": code, "message": text})
-    headers: Any = {"x-amzn-errortype": code, "x-amzn-requestid": "local"}
-    return AWSResponse(url, status, headers, _Raw(body.encode()))
+    headers = {"x-amzn-errortype": code, "x-amzn-requestid": "local"}
+    return response(url, status, body.encode(), headers)
 
 
 def _google_site(uri: str, method: str, headers: Mapping[str, str]) -> str:

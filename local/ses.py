@@ -118,8 +118,7 @@ class Ses:
         stored, switches = strip_switches(raw)
         at = self._now() if at is None else at
         message_id = message_id or "".join(secrets.choice(MESSAGE_ID_CHARACTERS) for _ in range(40))
-        with self._lock:
-            self._received[message_id] = _Received(at, sender, matched)
+        self.take_in(message_id, sender, matched, at)
         key = self.rule.prefix + message_id
         self._s3.put_object(Bucket=self.rule.bucket, Key=key, Body=stored)
         unscanned = {} if self.rule.scan else {"spam": "DISABLED", "virus": "DISABLED"}
@@ -137,6 +136,11 @@ class Ses:
         self.notifications[message_id] = json.dumps(notification)
         self.publish(self.notifications[message_id])
         return message_id
+
+    def take_in(self, message_id: str, sender: str, recipients: Sequence[str], at: float) -> None:
+        """Know an email, so that it can be bounced."""
+        with self._lock:
+            self._received[message_id] = _Received(at, sender, recipients)
 
     def publish(self, message: str) -> None:
         """Send a notification to the topic as SES does."""

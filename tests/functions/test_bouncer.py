@@ -14,6 +14,7 @@ from ses_mail.errors import (
 )
 
 if TYPE_CHECKING:
+    from local.ses import Ses
     from tests.fixtures.aws import Aws
     from tests.fixtures.clock import Clock
     from tests.fixtures.lambda_ import LambdaContext, Logs
@@ -34,24 +35,34 @@ def environment(aws: "Aws", time: "Clock", logs: "Logs", monkeypatch: pytest.Mon
 
 
 @pytest.fixture
-def run(environment: None, aws: "Aws", context: "LambdaContext", event: Callable[..., Any]) -> Run:
+def run(
+    environment: None,
+    aws: "Aws",
+    ses: "Ses",
+    time: "Clock",
+    context: "LambdaContext",
+    event: Callable[..., Any],
+) -> Run:
     context.milliseconds = 60_000
     email = aws.put_email(EMAIL)
 
     def invoke(**changes: Any) -> dict[str, Any]:
-        return bouncer.handler(event("bouncer", **{"email": email, **changes}), context)
+        given = event("bouncer", **{"email": email, **changes})
+        ses.take_in(given["messageId"], given["source"], given["delivery"]["recipients"], time.now)
+        return bouncer.handler(given, context)
 
     return invoke
 
 
-def test_the_sample_event(run: Run, aws: "Aws", logs: "Logs") -> None:
-    assert run() == {"outcome": "bounced", "resultId": "bounce-1", "reason": ""}
-    (bounce,) = aws.ses.bounces
-    assert bounce.recipients == ["info@example.com"]
-    assert bounce.fields["OriginalMessageId"] == "o3vrnil0e2ic28trm7dfhrc2v0cnbeccl4nbp0g1"
+def test_the_sample_event(run: Run, ses: "Ses", logs: "Logs") -> None:
+    answer = run()
+    (bounce,) = ses.bounces
+    assert answer == {"outcome": "bounced", "resultId": bounce["id"], "reason": ""}
+    assert bounce["recipients"] == ["info@example.com"]
+    assert bounce["messageId"] == "o3vrnil0e2ic28trm7dfhrc2v0cnbeccl4nbp0g1"
     assert logs.metrics() == {"Bounced": 1}
     (line,) = logs.read("Action result")
-    assert (line["action"], line["result"], line["resultId"]) == ("bounce", "bounced", "bounce-1")
+    assert (line["action"], line["result"], line["resultId"]) == ("bounce", "bounced", bounce["id"])
     assert line["recipients"] == ["info@example.com"]
     assert "confidential" not in logs.text()
 
@@ -63,6 +74,8 @@ def test_the_sample_event(run: Run, aws: "Aws", logs: "Logs") -> None:
 def test_an_optional_field_is_absent(
     environment: None,
     aws: "Aws",
+    ses: "Ses",
+    time: "Clock",
     context: "LambdaContext",
     event: Callable[..., Any],
     name: str,
@@ -70,6 +83,7 @@ def test_an_optional_field_is_absent(
     reason: str,
 ) -> None:
     sample = event("bouncer", email=aws.put_email(EMAIL))
+    ses.take_in(sample["messageId"], sample["source"], ["info@example.com"], time.now)
     del sample[name]
     answer = bouncer.handler(sample, context)
     assert (answer["outcome"], answer["reason"]) == (outcome, reason)
@@ -87,18 +101,19 @@ def test_an_optional_field_is_absent(
 def test_suppressed_is_an_outcome(
     run: Run, aws: "Aws", logs: "Logs", changes: dict[str, Any], reason: str
 ) -> None:
+    requests = aws.wire.count("ses")
     assert run(**changes) == {"outcome": "suppressed", "resultId": "", "reason": reason}
-    assert aws.ses.requests == 0
+    assert requests.total() == 0
     assert logs.metrics() == {"BouncesSuppressed": 1}
     (line,) = logs.read("Action result")
     assert (line["result"], line["reason"]) == ("suppressed", reason)
 
 
-def test_the_limit_per_sender(run: Run, aws: "Aws") -> None:
+def test_the_limit_per_sender(run: Run, ses: "Ses") -> None:
     answers = [run(messageId=f"m{n}") for n in range(3)]
     assert [a["outcome"] for a in answers] == ["bounced", "bounced", "suppressed"]
     assert answers[2]["reason"] == "sender-limit"
-    assert len(aws.ses.bounces) == 2
+    assert len(ses.bounces) == 2
 
 
 @pytest.mark.parametrize(
@@ -120,7 +135,10 @@ def test_errors(
     code: str,
     then: str | None,
 ) -> None:
-    aws.ses.faults.append(fault)
+    if fault == "lost":
+        aws.wire.lose_answer("ses.SendBounce", times=1)
+    else:
+        aws.wire.answer("ses.SendBounce", *fault, times=1)
     with pytest.raises(error):
         run()
     (line,) = logs.read("Action result")
@@ -134,8 +152,8 @@ def test_errors(
             run()
 
 
-def test_maybe_sent_is_never_sent_again(run: Run, aws: "Aws", time: "Clock") -> None:
-    aws.ses.faults.append("lost")
+def test_maybe_sent_is_never_sent_again(run: Run, aws: "Aws", ses: "Ses", time: "Clock") -> None:
+    aws.wire.lose_answer("ses.SendBounce", times=1)
     with pytest.raises(HTTPClientError):
         run()
     time.advance(60 + 30)
@@ -143,7 +161,7 @@ def test_maybe_sent_is_never_sent_again(run: Run, aws: "Aws", time: "Clock") -> 
         run()
     time.advance(1)
     assert run()["reason"] == "maybe-sent"
-    assert len(aws.ses.bounces) == 1
+    assert len(ses.bounces) == 1
 
 
 def test_the_email_has_expired(run: Run, aws: "Aws") -> None:

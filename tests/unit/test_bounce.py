@@ -1,8 +1,10 @@
 """One bounce per email, at most once, and none if it might have gone out."""
 
 import socket
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,9 +29,10 @@ from ses_mail.errors import (
 )
 
 if TYPE_CHECKING:
+    from local.ses import Ses
     from tests.fixtures.aws import Aws
     from tests.fixtures.clock import Clock
-    from tests.fixtures.ses import SesApi
+    from tests.fixtures.wire import Wire
 
 A, B = "a@example.com", "b@example.com"
 EMAIL = b"From: Jane <jane@partner.example>\r\nSubject: x\r\n\r\nbody"
@@ -39,16 +42,16 @@ PASS = {f"{n}Verdict": {"status": "PASS"} for n in ("spam", "virus", "spf", "dki
 @dataclass
 class World:
     aws: "Aws"
+    ses: "Ses"
+    requests: Counter[str]
     order: Order
     per_hour: int = 10
     seconds_left: Callable[[], float] = lambda: 60.0
 
-    @property
-    def ses(self) -> "SesApi":
-        return self.aws.ses
-
     def attempt(self, **changes: Any) -> Ended:
         """One invocation."""
+        order = replace(self.order, **changes)
+        self.ses.take_in(order.message_id, order.source, (A, B), self.order.received_at or 0)
         table = DeliveryTable(clients.dynamodb(), self.aws.deliveries_table, 90)
         bouncer = Bouncer(
             records=BounceRecords(table),
@@ -58,7 +61,11 @@ class World:
             our_domains=["example.com"],
             seconds_left=self.seconds_left,
         )
-        return bouncer.bounce(replace(self.order, **changes))
+        return bouncer.bounce(order)
+
+    def bounced(self, number: int, reason: str = "") -> Ended:
+        """How an attempt ends that finds or sends the bounce of that number, from 1."""
+        return Ended("bounced", self.ses.bounces[number - 1]["id"], reason)
 
     def states(self) -> dict[str, tuple[str, str]]:
         return {
@@ -73,11 +80,13 @@ class World:
 
 
 @pytest.fixture
-def world(aws: "Aws", time: "Clock") -> World:
+def world(aws: "Aws", ses: "Ses", time: "Clock") -> World:
     stored = aws.put_email(EMAIL)
     receipt = {"recipients": [A, B], **PASS}
     return World(
         aws,
+        ses,
+        aws.wire.count("ses"),
         Order(
             message_id="m1",
             source="jane@partner.example",
@@ -93,25 +102,30 @@ def world(aws: "Aws", time: "Clock") -> World:
 
 
 def test_one_bounce_names_all_its_recipients(world: World) -> None:
-    assert world.attempt() == Ended("bounced", "bounce-1")
+    assert world.attempt() == world.bounced(1)
     (bounce,) = world.ses.bounces
-    assert bounce.recipients == [A, B]
-    assert {k: v for k, v in bounce.fields.items() if "member.2" not in k} == {
-        "Action": "SendBounce",
-        "Version": "2010-12-01",
+    assert (bounce["to"], bounce["recipients"]) == ("jane@partner.example", [A, B])
+    assert bounce["request"] == {
         "OriginalMessageId": "m1",
         "BounceSender": "mailer-daemon@example.com",
         "Explanation": "The address does not exist here, so the email was not delivered.",
-        "MessageDsn.ReportingMta": "dns; example.com",
-        "MessageDsn.ArrivalDate": "2026-11-24T10:00:00Z",
-        "BouncedRecipientInfoList.member.1.Recipient": A,
-        "BouncedRecipientInfoList.member.1.BounceType": "DoesNotExist",
-        "BouncedRecipientInfoList.member.1.RecipientDsnFields.FinalRecipient": A,
-        "BouncedRecipientInfoList.member.1.RecipientDsnFields.Action": "failed",
-        "BouncedRecipientInfoList.member.1.RecipientDsnFields.Status": "5.1.1",
-        "BouncedRecipientInfoList.member.1.RecipientDsnFields.DiagnosticCode": (
-            "smtp; 550 5.1.1 no such address"
-        ),
+        "MessageDsn": {
+            "ReportingMta": "dns; example.com",
+            "ArrivalDate": datetime(2026, 11, 24, 10),  # noqa: DTZ001  as moto reads it
+        },
+        "BouncedRecipientInfoList": [
+            {
+                "Recipient": recipient,
+                "BounceType": "DoesNotExist",
+                "RecipientDsnFields": {
+                    "FinalRecipient": recipient,
+                    "Action": "failed",
+                    "Status": "5.1.1",
+                    "DiagnosticCode": "smtp; 550 5.1.1 no such address",
+                },
+            }
+            for recipient in (A, B)
+        ],
     }
     assert world.states() == {A: ("bounced", ""), B: ("bounced", "")}
     assert world.counted() == 1
@@ -129,15 +143,15 @@ def test_the_sender_is_in_the_recipients_domain(world: World) -> None:
 
 def test_bounced_twice_is_bounced_once(world: World) -> None:
     world.attempt()
-    assert world.attempt() == Ended("bounced", "bounce-1", "already-there")
+    assert world.attempt() == world.bounced(1, "already-there")
     assert len(world.ses.bounces) == 1
-    assert world.attempt(force="nonce") == Ended("bounced", "bounce-2")
+    assert world.attempt(force="nonce") == world.bounced(2)
 
 
 def test_a_recipient_who_comes_later_gets_a_bounce_of_his_own(world: World) -> None:
     world.attempt(recipients=(A,))
-    assert world.attempt() == Ended("bounced", "bounce-2")
-    assert [b.recipients for b in world.ses.bounces] == [[A], [B]]
+    assert world.attempt() == world.bounced(2)
+    assert [b["recipients"] for b in world.ses.bounces] == [[A], [B]]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +167,7 @@ def test_a_bounce_that_could_hurt_is_suppressed(
 ) -> None:
     assert world.attempt(**changes) == Ended("suppressed", "", reason)
     assert world.states() == {A: ("suppressed", reason), B: ("suppressed", reason)}
-    assert world.ses.requests == 0
+    assert world.requests["SendBounce"] == 0
     assert world.attempt() == Ended("suppressed", "", reason), "decided once and for all"
 
 
@@ -189,14 +203,14 @@ def test_the_limit_of_one_sender(world: World, time: "Clock") -> None:
 
 @pytest.mark.parametrize("code", ["Throttling", "ThrottlingException", "TooManyRequestsException"])
 def test_throttled_is_given_back(world: World, code: str) -> None:
-    world.ses.faults.append((400, code))
+    world.aws.wire.answer("ses.SendBounce", 400, code, times=1)
     with pytest.raises(BounceThrottledError) as raised:
         world.attempt()
     assert raised.value.code == code
     assert world.states() == {A: ("claimed", ""), B: ("claimed", "")}
     assert world.counted() == 0
-    assert world.attempt() == Ended("bounced", "bounce-1")
-    assert world.ses.requests == 2, "the client itself repeats nothing"
+    assert world.attempt() == world.bounced(1)
+    assert world.requests["SendBounce"] == 2, "the client itself repeats nothing"
 
 
 @pytest.mark.parametrize(
@@ -212,7 +226,7 @@ def test_throttled_is_given_back(world: World, code: str) -> None:
     ],
 )
 def test_rejected_is_given_back(world: World, code: str) -> None:
-    world.ses.faults.append((400, code))
+    world.aws.wire.answer("ses.SendBounce", 400, code, times=1)
     with pytest.raises(BounceRejectedError) as raised:
         world.attempt()
     assert raised.value.code == code
@@ -223,7 +237,7 @@ def test_rejected_is_given_back(world: World, code: str) -> None:
 
 
 def test_another_refusal_is_given_back_too(world: World) -> None:
-    world.ses.faults.append((403, "AccessDenied"))
+    world.aws.wire.answer("ses.SendBounce", 403, "AccessDenied", times=1)
     with pytest.raises(ClientError, match="AccessDenied"):
         world.attempt()
     assert world.attempt().state == "bounced"
@@ -232,15 +246,19 @@ def test_another_refusal_is_given_back_too(world: World) -> None:
 @pytest.mark.parametrize(
     ("fault", "error", "sent"),
     [
-        ("lost", HTTPClientError, 1),
-        ((500, "InternalFailure"), ClientError, 0),
-        ((503, "ServiceUnavailable"), ClientError, 0),
+        (lambda wire: wire.lose_answer("ses.SendBounce"), HTTPClientError, 1),
+        (lambda wire: wire.answer("ses.SendBounce", 500, "InternalFailure"), ClientError, 0),
+        (lambda wire: wire.answer("ses.SendBounce", 503, "ServiceUnavailable"), ClientError, 0),
     ],
 )
 def test_nobody_knows_whether_it_went_out(
-    world: World, time: "Clock", fault: Any, error: type[Exception], sent: int
+    world: World,
+    time: "Clock",
+    fault: Callable[["Wire"], None],
+    error: type[Exception],
+    sent: int,
 ) -> None:
-    world.ses.faults.append(fault)
+    fault(world.aws.wire)
     with pytest.raises(error):
         world.attempt()
     assert world.states() == {A: ("sending", ""), B: ("sending", "")}
@@ -250,7 +268,7 @@ def test_nobody_knows_whether_it_went_out(
     assert world.attempt() == Ended("suppressed", "", "maybe-sent")
     assert world.states() == {A: ("suppressed", "maybe-sent"), B: ("suppressed", "maybe-sent")}
     assert world.attempt() == Ended("suppressed", "", "maybe-sent")
-    assert world.ses.requests == 1, "never sent again"
+    assert world.requests["SendBounce"] == 1, "never sent again"
     assert len(world.ses.bounces) == sent
 
 
@@ -327,11 +345,11 @@ def test_nothing_is_left_in_doubt_for_want_of_time(world: World, enough: int) ->
     world.seconds_left = lambda: next(times)
     with pytest.raises(OutOfTimeError, match="29 s are left"):
         world.attempt()
-    assert world.ses.requests == 0
+    assert world.requests["SendBounce"] == 0
     assert world.states() == {A: ("claimed", ""), B: ("claimed", "")}
     assert world.counted() == 0
     world.seconds_left = lambda: 60.0
-    assert world.attempt() == Ended("bounced", "bounce-1")
+    assert world.attempt() == world.bounced(1)
 
 
 def test_the_time_to_send_is_longer_than_the_call() -> None:
@@ -364,7 +382,7 @@ def test_a_connection_that_was_never_made_leaves_no_doubt(world: World, error: E
         events.unregister("before-send.ses.SendBounce", refuse)
     assert world.states() == {A: ("claimed", ""), B: ("claimed", "")}
     assert world.counted() == 0
-    assert world.attempt() == Ended("bounced", "bounce-1")
+    assert world.attempt() == world.bounced(1)
 
 
 def test_nobody_listens(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,7 +404,7 @@ def test_an_attempt_that_fails_before_sending_gives_its_lease_back(world: World)
     world.aws.wire.answer("dynamodb.UpdateItem", 400, "AccessDeniedException", times=1)
     with pytest.raises(ClientError, match="AccessDenied"):
         world.attempt()
-    assert world.attempt() == Ended("bounced", "bounce-1")
+    assert world.attempt() == world.bounced(1)
 
 
 def test_a_bounce_that_could_not_be_marked_is_not_counted(world: World) -> None:
@@ -421,9 +439,9 @@ def test_the_record_of_a_sent_bounce_is_lost(world: World, time: "Clock") -> Non
 
 def test_partly_bounced_before_partly_unknown(world: World, time: "Clock") -> None:
     world.attempt(recipients=(A,))
-    world.ses.faults.append("lost")
+    world.aws.wire.lose_answer("ses.SendBounce", times=1)
     with pytest.raises(HTTPClientError):
         world.attempt(recipients=(B,))
     time.advance(91)
-    assert world.attempt() == Ended("bounced", "bounce-1", "already-there")
+    assert world.attempt() == world.bounced(1, "already-there")
     assert world.states() == {A: ("bounced", ""), B: ("suppressed", "maybe-sent")}
