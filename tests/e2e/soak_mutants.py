@@ -63,7 +63,6 @@ def ids(emails: Sequence[Email]) -> list[str]:
     return [email.message_id for email in emails]
 
 
-DELIVERIES = "functions/ses_mail/deliveries.py"
 WORKFLOW = "statemachines/process_email.asl.yaml"
 FORWARDER, BOUNCE = "functions/gmail_forwarder.py", "functions/ses_mail/bounce.py"
 OBSERVE = "functions/ses_mail/observe.py"
@@ -71,7 +70,7 @@ OBSERVE = "functions/ses_mail/observe.py"
 SAFEGUARDS = [
     Mutant(
         "the condition of a claim",
-        DELIVERIES,
+        "functions/ses_mail/forward_records.py",
         "attribute_not_exists(PK) OR lease_token = :token OR",
         "attribute_not_exists(PK) OR lease_token <> :token OR",
         ("duplicated",),
@@ -146,7 +145,7 @@ SAFEGUARDS = [
     Mutant(
         "the mark before a bounce",
         BOUNCE,
-        "            self.deliveries.mark_sending(claim, order.execution)\n",
+        "            self.records.mark_sending(claim, order.execution)\n",
         "            pass\n",
         ("bounces per email",),
     ),

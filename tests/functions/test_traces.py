@@ -24,8 +24,9 @@ except KeyError as error:
 """
 
 
-def traced(handler: str, event: Any) -> list[dict[str, Any]]:
-    """The subsegments that a call of a handler sends to the daemon."""
+def traced(handler: str, event: Any, **variables: str) -> list[dict[str, Any]]:
+    """The subsegments that a call of a handler sends to the daemon; without the variables that it
+    needs it fails."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as daemon:
         daemon.bind(("127.0.0.1", 0))
         environment = {
@@ -39,8 +40,7 @@ def traced(handler: str, event: Any) -> list[dict[str, Any]]:
             "AWS_SECRET_ACCESS_KEY": "local",
             "POWERTOOLS_SERVICE_NAME": handler,
             "POWERTOOLS_METRICS_NAMESPACE": "SESMail/test",
-            "STATE_MACHINE_ARN": "none",
-            "INPUT_DLQ_URL": "none",
+            **variables,
         }
         subprocess.run(
             [sys.executable, "-c", CALL, handler, json.dumps(event)],
@@ -80,5 +80,21 @@ def test_every_message_of_a_batch_is_traced() -> None:
     for name in ("first0", "second0", "AMAZON_SES_SETUP_NOTIFICATION"):
         email["mail"]["messageId"] = name
         records.append({"messageId": f"m-{name}", "body": json.dumps(email)})
-    found = [i for segment in traced("starter", records) for i in annotated(segment)]
+    found = [
+        i
+        for segment in traced("starter", records, STATE_MACHINE_ARN="none", INPUT_DLQ_URL="none")
+        for i in annotated(segment)
+    ]
     assert found == ["first0", "second0", "AMAZON_SES_SETUP_NOTIFICATION"]
+
+
+@pytest.mark.parametrize(
+    "handler",
+    ["starter", "fetcher", "router", "gmail_forwarder", "bouncer", "sweeper", "token_monitor"],
+)
+def test_no_error_is_traced_in_full(handler: str) -> None:
+    """Its text and what it was raised from may name anything."""
+    name = "ses-notification" if handler == "starter" else handler
+    (segment,) = traced(handler, json.loads((ROOT / f"events/{name}.json").read_text()))
+    assert segment["fault"] is True
+    assert "metadata" not in segment

@@ -15,6 +15,8 @@ _DOCUMENTS = {
     "runbooks/queue_health_check.yaml": "tests/runbooks/test_queue_health_check.py",
 }
 _CONSTANTS = "tests/template/test_constants.py"
+# What the functions send to X-Ray, and the search for secrets.
+_EDGE = ("tests/functions/test_traces.py", "tests/workflow/test_secrets.py")
 _FUNCTIONS = (
     *("bouncer", "fetcher", "gmail_forwarder", "router", "starter", "sweeper", "token_monitor"),
 )
@@ -22,11 +24,13 @@ _FUNCTIONS = (
 _ALSO: dict[str, tuple[str, ...]] = {
     "observe": ("tests/functions", "tests/workflow/test_observability.py"),
     "deliveries": (
-        "tests/functions/test_gmail_forwarder.py",
-        "tests/functions/test_bouncer.py",
-        "tests/workflow/test_deliveries.py",
-        "tests/e2e/test_crashes.py",
+        "tests/unit/test_forward_records.py",
+        "tests/unit/test_bounce_records.py",
+        "tests/unit/test_bounce.py",
     ),
+    "forward_records": ("tests/unit/test_deliveries.py", "tests/unit/test_forward.py"),
+    "bounce_records": ("tests/unit/test_deliveries.py", "tests/unit/test_bounce.py"),
+    "bounce_limit": ("tests/unit/test_bounce.py", "tests/functions/test_bouncer.py"),
     "forward": ("tests/functions/test_gmail_forwarder.py", "tests/workflow/test_deliveries.py"),
     "gmail": ("tests/unit/test_forward.py", "tests/functions/test_gmail_forwarder.py"),
     "google_errors": ("tests/unit/test_gmail.py", "tests/unit/test_token_check.py"),
@@ -47,14 +51,19 @@ _ALSO: dict[str, tuple[str, ...]] = {
     "routing": ("tests/functions/test_router.py", "tests/unit/test_fuzz.py"),
     "route_table": ("tests/functions/test_router.py",),
     "token_check": ("tests/functions/test_token_monitor.py",),
-    "tables": ("tests/unit/test_deliveries.py", "tests/functions/test_sweeper.py"),
+    "tables": (
+        "tests/unit/test_forward_records.py",
+        "tests/unit/test_bounce_records.py",
+        "tests/unit/test_deliveries.py",
+        "tests/functions/test_sweeper.py",
+    ),
     "addresses": ("tests/unit/test_routing.py", "tests/unit/test_fuzz.py"),
     "clients": ("tests/functions", "tests/workflow/test_secrets.py"),
     "clock": ("tests/functions/test_starter.py", "tests/unit/test_token_check.py"),
     "payloads": ("tests/functions", "tests/template/test_contract.py"),
     "outcomes": ("tests/functions",),
     "errors": ("tests/functions", "tests/template/test_contract.py"),
-    "delivery_keys": ("tests/unit/test_deliveries.py",),
+    "delivery_keys": ("tests/unit/test_deliveries.py", "tests/unit/test_bounce_records.py"),
     # The command line.
     "emails": ("tests/commands/test_find.py", "tests/commands/test_trace.py"),
     "letters": ("tests/commands/test_dlq.py",),
@@ -86,12 +95,12 @@ _TURNED: dict[type[ast.cmpop], tuple[str, ...]] = {
     ast.IsNot: ("is",),
 }
 _SIGNS = {"not in": r"not\s+in", "is not": r"is\s+not"}
+_TABLE = {"deliveries", "forward_records", "bounce_records", "bounce_limit", "sweep"}
 LOGGING = {"info", "warning", "error", "exception", "append_keys"}
 COUNTING = {"count", "add_metric"}
 # True would put what passes by into traces, logs or the text of an object.
 _PRIVATE = {"capture_response", "capture_error", "auto_patch", "repr"}
-# Expressions of DynamoDB in strings: what is set, and what is asked.
-_SET = re.compile(r"(?P<it>\b[a-z_]+)(?= = (?::\w+|if_not_exists))")
+# Conditions of DynamoDB in strings.
 _CONDITION = re.compile(r"(?P<it>(?<=\w )(?:=|<)(?= :)|\bAND\b|\bOR\b|attribute_(?:not_)?exists)")
 _IN_CONDITION = {
     "=": "<>",
@@ -144,6 +153,8 @@ class _Module:
         where = ".".join([self.file, *inside])
         related = kind == "number" and self.file.startswith("functions")
         tests = (_CONSTANTS, *self.tests) if related else self.tests
+        if kind == "privacy" and self.file.startswith("functions"):
+            tests = (*_EDGE, *self.tests)
         return Mutant(kind, f"{where} {what}", self.file, span, new, tests)
 
     def all(self) -> Iterator[Mutant]:
@@ -173,8 +184,10 @@ class _Module:
                 yield from self._branch(node.test)
             elif isinstance(node, ast.Call):
                 yield from self._call(node)
-            elif isinstance(node, ast.Constant | ast.JoinedStr):
-                yield from self._expression(node)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield from self._condition(node)
+            elif isinstance(node, ast.Dict) and self.file.startswith("functions"):
+                yield from self._entries(node)
             for body in ("body", "orelse", "finalbody"):
                 statements = getattr(node, body, None)
                 if isinstance(statements, list):
@@ -267,6 +280,7 @@ class _Module:
         name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
         name = node.func.id if isinstance(node.func, ast.Name) else name
         owner = ast.unparse(node.func).rpartition(".")[0]
+        yield from self._removed(node)
         for keyword in node.keywords:
             value = keyword.value
             if keyword.arg in _PRIVATE and isinstance(value, ast.Constant) and value.value is False:
@@ -324,24 +338,37 @@ class _Module:
         what = f"{ast.unparse(other)[:50]} first"
         return self.mutant("sequence", one.lineno, what, (begin, end), new)
 
-    # -- expressions of DynamoDB -------------------------------------------------------------------
+    # -- what is written -----------------------------------------------------------------------
 
-    def _expression(self, node: ast.Constant | ast.JoinedStr) -> Iterator[Mutant]:
+    def _entries(self, node: ast.Dict) -> Iterator[Mutant]:
+        """Each field of what is written, sent or answered left out."""
+        kind = "deliveries" if self.name in _TABLE else "entry"
+        if None in node.keys:
+            return  # what is unpacked has brackets that have no place in the tree
+        ends = [self.span(value)[1] for value in node.values]
+        begins = [self.span(node)[0] + 1, *ends]
+        for key, begin, end in zip(node.keys, begins, ends, strict=False):
+            if isinstance(key, ast.Constant) and isinstance(key.value, str):
+                # With the comma before it, or the one after the first.
+                first = begin == begins[0]
+                comma = re.match(r"\s*,", self._between(end, self.span(node)[1])) if first else None
+                span = begin, end + (comma.end() if comma else 0)
+                what = f"{node.col_offset} without {key.value}"
+                yield self.mutant(kind, key.lineno, what, span, "")
+
+    def _removed(self, node: ast.Call) -> Iterator[Mutant]:
+        """Each attribute that an update takes away."""
+        for keyword in node.keywords:
+            if keyword.arg == "remove" and isinstance(keyword.value, ast.List):
+                for item in keyword.value.elts:
+                    what = f"keeps {ast.unparse(item)}"
+                    new = '"nothing"'
+                    yield self.mutant("deliveries", item.lineno, what, self.span(item), new)
+
+    def _condition(self, node: ast.Constant) -> Iterator[Mutant]:
         begin, end = self.span(node)
         text = self._between(begin, end)
-        if text[:1] not in "f\"'" or not re.search(r" = :|attribute_|lease_until [<>]", text):
-            return
-        for number, match in enumerate(_SET.finditer(text)):
-            if "SET" in text or " = if_not" in text:
-                span = begin + match.end("it"), begin + match.end("it")
-                what = f"{node.col_offset} {number} {match['it']} not set"
-                yield self.mutant("deliveries", node.lineno, what, span, GONE)
-        for number, match in enumerate(re.finditer(r"\{self\._touch\(\)(?P<it>)\}", text)):
-            span = begin + match.start("it"), begin + match.start("it")
-            what = f"{node.col_offset} {number} without the touch"
-            new = ".replace('_at', '_at_')"
-            yield self.mutant("deliveries", node.lineno, what, span, new)
-        if "SET" in text or "ADD" in text:
+        if text[:1] not in "\"'" or not re.search(r" = :|attribute_|lease_until [<>]", text):
             return
         for number, match in enumerate(_CONDITION.finditer(text)):
             new = _IN_CONDITION[match["it"]]
