@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -197,14 +196,21 @@ def run(
     return outcomes
 
 
-def seconds_of(tests: Iterable[tuple[str, ...]], folder: Path) -> dict[tuple[str, ...], float]:
-    """How long each set of tests takes without any mutant, which all must survive."""
+def seconds_of(files: list[str], folders: list[Path]) -> dict[str, float]:
+    """How long each file of tests takes without any mutant, which all must survive."""
     taken = {}
-    for some in tests:
-        begin = time.monotonic()
-        if os.waitpid(start(folder, some), 0)[1]:
-            raise SystemExit(f"{', '.join(some)} fail without any mutant: {said(folder)}")
-        taken[some] = time.monotonic() - begin
+    waiting, free = list(files), list(folders)
+    running: dict[int, tuple[str, Path, float]] = {}
+    while waiting or running:
+        while waiting and free:
+            name, folder = waiting.pop(0), free.pop()
+            running[start(folder, (name,))] = (name, folder, time.monotonic())
+        child, status = os.wait()
+        name, folder, begin = running.pop(child)
+        if status:
+            raise SystemExit(f"{name} fails without any mutant: {said(folder)}")
+        taken[name] = time.monotonic() - begin
+        free.append(folder)
     return taken
 
 
@@ -227,9 +233,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mutants-") as temporary:
         names = [f"copy{number}" for number in range(os.cpu_count() or 1)]
         folders = [copy_of_project(Path(temporary, name)) for name in names]
-        taken = seconds_of(sorted({mutant.tests for mutant in found}), folders[0])
+        sets = {mutant.tests for mutant in found}
+        taken = seconds_of(sorted({test for tests in sets for test in tests}), folders)
         # A mutant may hang what it breaks; that is noticed too.
-        patience = {tests: 60 + 4 * seconds for tests, seconds in taken.items()}
+        patience = {tests: 60 + 4 * sum(taken[test] for test in tests) for tests in sets}
         outcomes = run(found, folders, patience, started + given.minutes * 60)
     return report(found, outcomes, given.verbose, time.monotonic() - started)
 

@@ -16,7 +16,11 @@ _DOCUMENTS = {
 }
 _CONSTANTS = "tests/template/test_constants.py"
 # What the functions send to X-Ray, and the search for secrets.
-_EDGE = ("tests/functions/test_traces.py", "tests/workflow/test_secrets.py")
+_EDGE = (
+    "tests/functions/test_traces.py",
+    "tests/functions/test_log_context.py",
+    "tests/workflow/test_secrets.py",
+)
 _FUNCTIONS = (
     *("bouncer", "fetcher", "gmail_forwarder", "router", "starter", "sweeper", "token_monitor"),
 )

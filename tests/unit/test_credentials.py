@@ -76,6 +76,14 @@ def test_service_account_acts_for_the_mailbox(
     assert list(made.scopes) == ["https://www.googleapis.com/auth/gmail.insert"]
 
 
+def test_service_account_acts_for_nobody_else(
+    store: CredentialStore, aws: "Aws", google: Google
+) -> None:
+    """Not even for the subject that its JSON names: the email is for this mailbox."""
+    aws.put_token({**google.add_service_account([ANNA]), "subject": "boss@example.com"})
+    assert store.for_mailbox(ANNA).google._subject == ANNA
+
+
 def test_neither_parameter_exists(store: CredentialStore, aws: "Aws") -> None:
     with pytest.raises(GmailTokenError) as raised:
         store.for_mailbox(ANNA)
