@@ -26,13 +26,13 @@ def handler(event: ForwarderPayload, context: Any) -> DeliveryResult:
     """One copy for all recipients of the delivery."""
     email, delivery = event["email"], event["delivery"]
     order = Order(
-        event["messageId"],
-        delivery["target"],
-        tuple(delivery["recipients"]),
-        tuple(event["labels"]),
-        StoredEmail(email["bucket"], email["key"], email["size"], email["etag"]),
-        event["executionArn"],
-        event.get("force", ""),
+        message_id=event["messageId"],
+        mailbox=delivery["target"],
+        recipients=tuple(delivery["recipients"]),
+        labels=tuple(event["labels"]),
+        email=StoredEmail(email["bucket"], email["key"], email["size"], email["etag"]),
+        execution=event["executionArn"],
+        force=event.get("force", ""),
     )
     table, days = os.environ["DELIVERIES_TABLE"], int(os.environ["RETENTION_DAYS"])
     records = ForwardRecords(DeliveryTable(clients.dynamodb(), table, days))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _LEASE_MARGIN = 30.0
 # Seconds that SendBounce and the record of its answer may take: longer than the client's time-outs
 # for both, or `sending` would be left behind by a Lambda that was ended before it could send.
-TIME_TO_SEND = 30.0
+TIME_TO_SEND = 40.0
 _THROTTLED = ("Throttling", "ThrottlingException", "TooManyRequestsException")
 _REJECTED = (
     "MessageRejected",

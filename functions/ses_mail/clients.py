@@ -15,12 +15,19 @@ if TYPE_CHECKING:
     from mypy_boto3_stepfunctions import SFNClient
 
 # Seconds. Short: a Lambda that hangs on a lost connection is worth less than a retry of its step.
-CONNECT_TIMEOUT, READ_TIMEOUT = 5, 20
+_CONNECT, _READ, _ATTEMPTS = 2, 8, 2
 _CONFIG = Config(
-    connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT, retries={"mode": "standard"}
+    connect_timeout=_CONNECT,
+    read_timeout=_READ,
+    retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
 )
+# What a call may take at worst. In mode `standard` botocore waits at most a second before the
+# second attempt.
+LONGEST_CALL = _ATTEMPTS * (_CONNECT + _READ) + 1
 # A lost answer makes the client send the call again by itself, which for a bounce means two.
-_ONCE = _CONFIG.merge(Config(retries={"mode": "standard", "total_max_attempts": 1}))
+_ONCE = Config(
+    connect_timeout=3, read_timeout=15, retries={"mode": "standard", "total_max_attempts": 1}
+)
 
 
 @cache

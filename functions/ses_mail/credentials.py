@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from botocore.exceptions import ClientError
 from google.auth.exceptions import GoogleAuthError
 from google.oauth2 import credentials as user_credentials
 from google.oauth2 import service_account
@@ -15,13 +16,13 @@ from ses_mail.errors import GmailTokenError
 
 if TYPE_CHECKING:
     from mypy_boto3_ssm import SSMClient
-    from mypy_boto3_ssm.type_defs import ParameterTypeDef
 
 # Enough to import, and it can neither read nor search the mailbox.
 SCOPES = ("https://www.googleapis.com/auth/gmail.insert",)
 _TOKEN_URI = "https://oauth2.googleapis.com/token"  # noqa: S105 (an address, no secret)
 _CACHE_SECONDS = 60.0
 _USER_FIELDS = ("refresh_token", "client_id", "client_secret")
+_ACCOUNT_FIELDS = ("client_email", "private_key", "token_uri")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class StoredToken:
     value: str = field(repr=False)
     version: int
     modified_at: str
+    error: str = ""  # why it could not be read; the value is empty then
 
 
 def parameter_name(prefix: str, mailbox: str) -> str:
@@ -67,27 +69,32 @@ def mailbox_of(prefix: str, parameter: str) -> str:
 
 
 def stored_tokens(ssm: "SSMClient", default_parameter: str, prefix: str) -> list[StoredToken]:
-    """The default parameter, if there is one, and those of all mailboxes."""
-    found = []
-    with suppress(ssm.exceptions.ParameterNotFound):
-        answer = ssm.get_parameter(Name=default_parameter, WithDecryption=True)
-        found.append(_stored(answer["Parameter"], ""))
+    """The default parameter, if there is one, and those of all mailboxes.
+
+    Each is decrypted by itself: one that cannot be read must not hide the others.
+    """
+    names = [default_parameter]
     pages = ssm.get_paginator("get_parameters_by_path")
     # Without the slash at its end, or IAM would ask for a right on that very name.
-    for page in pages.paginate(Path=prefix.rstrip("/"), WithDecryption=True):
-        for parameter in page["Parameters"]:
-            found.append(_stored(parameter, mailbox_of(prefix, parameter["Name"])))
+    for page in pages.paginate(Path=prefix.rstrip("/"), WithDecryption=False):
+        names += [parameter["Name"] for parameter in page["Parameters"]]
+    found = []
+    for name in names:
+        mailbox = "" if name == default_parameter else mailbox_of(prefix, name)
+        with suppress(ssm.exceptions.ParameterNotFound):
+            found.append(_stored(ssm, name, mailbox))
     return found
 
 
-def _stored(parameter: "ParameterTypeDef", mailbox: str) -> StoredToken:
-    return StoredToken(
-        parameter["Name"],
-        mailbox,
-        parameter["Value"],
-        parameter["Version"],
-        clock.iso(parameter["LastModifiedDate"].timestamp()),
-    )
+def _stored(ssm: "SSMClient", name: str, mailbox: str) -> StoredToken:
+    try:
+        parameter = ssm.get_parameter(Name=name, WithDecryption=True)["Parameter"]
+    except ssm.exceptions.ParameterNotFound:
+        raise
+    except ClientError as error:
+        return StoredToken(name, mailbox, "", 0, "", error.response["Error"]["Code"])
+    modified = clock.iso(parameter["LastModifiedDate"].timestamp())
+    return StoredToken(name, mailbox, parameter["Value"], parameter["Version"], modified)
 
 
 class CredentialStore:
@@ -159,8 +166,17 @@ def google_credentials(parameter: str, value: str, mailbox: str) -> Any:
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
-        raise GmailTokenError(f"parameter {parameter} is no JSON object", "malformed_credentials")
-    if fields.get("type") == "service_account":
+        raise GmailTokenError(
+            f"parameter {parameter} is not a JSON object", "malformed_credentials"
+        )
+    is_account = fields.get("type") == "service_account"
+    wanted = _ACCOUNT_FIELDS if is_account else _USER_FIELDS
+    missing = [name for name in wanted if not _is_text(fields.get(name))]
+    if missing:
+        raise GmailTokenError(
+            f"parameter {parameter} lacks {', '.join(missing)}", "malformed_credentials"
+        )
+    if is_account:
         try:
             return service_account.Credentials.from_service_account_info(  # type: ignore[no-untyped-call]
                 fields, scopes=SCOPES, subject=mailbox or fields.get("subject")
@@ -170,11 +186,6 @@ def google_credentials(parameter: str, value: str, mailbox: str) -> Any:
                 f"parameter {parameter}: malformed service account: {type(error).__name__}",
                 "malformed_credentials",
             ) from None
-    missing = [name for name in _USER_FIELDS if not isinstance(fields.get(name), str)]
-    if missing:
-        raise GmailTokenError(
-            f"parameter {parameter} lacks {', '.join(missing)}", "malformed_credentials"
-        )
     return user_credentials.Credentials(  # type: ignore[no-untyped-call]
         None,
         refresh_token=fields["refresh_token"],
@@ -182,3 +193,7 @@ def google_credentials(parameter: str, value: str, mailbox: str) -> Any:
         client_id=fields["client_id"],
         client_secret=fields["client_secret"],
     )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())

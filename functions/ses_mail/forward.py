@@ -21,11 +21,9 @@ if TYPE_CHECKING:
 
 # A claim outlives its Lambda by this much, so that two never work on one delivery.
 _LEASE_MARGIN = 30.0
-# What a chunk, the record and the answer may take before Lambda pulls the plug.
-_TIME_TO_END = 20.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Order:
     """One delivery as the state machine asks for it; force is a nonce, or empty."""
 
@@ -92,15 +90,8 @@ class _Attempt:
 
     def _deliver(self, credentials: MailboxCredentials) -> Ended:
         order = self._order
-        stored = self._upload
-        if stored and stored.etag == order.email.etag:
-            gmail = self._gmail(credentials, stored.labels, stored.size)
-            try:
-                return self._go_on(gmail, stored)
-            except SessionGoneError:
-                self._upload = None
-            finally:
-                gmail.close()
+        if self._upload and (ended := self._go_on(credentials, self._upload)):
+            return ended
         size = len(delivered_to(order.recipients)) + order.email.size
         gmail = self._gmail(credentials, order.labels, size)
         try:
@@ -121,14 +112,27 @@ class _Attempt:
         self, credentials: MailboxCredentials, labels: Sequence[str], size: int
     ) -> GmailImport:
         own = self._forwarder.credentials.own_parameter(self._order.mailbox)
-        return GmailImport(credentials, own, labels, size)
+        return GmailImport(credentials, own, labels, size, self._forwarder.seconds_left)
 
-    def _go_on(self, gmail: GmailImport, stored: Upload) -> Ended:
-        """Ask the session of an earlier attempt first: it may have delivered the email."""
-        begin, message_id = gmail.progress(stored.session)
-        if message_id is None:
-            return self._send(gmail, stored, begin)
-        return self._delivered(stored, message_id)
+    def _go_on(self, credentials: MailboxCredentials, stored: Upload) -> Ended | None:
+        """Ask the session of an earlier attempt first: it may have delivered the email.
+
+        None if the upload must start again: the session is gone, or it lacks bytes of an object
+        that is not there any more. It stays on record until there is a new one: as long as the
+        token is refused, nobody knows whether the session would be.
+        """
+        gmail = self._gmail(credentials, stored.labels, stored.size)
+        try:
+            begin, message_id = gmail.progress(stored.session)
+            if message_id is not None:
+                return self._delivered(stored, message_id)
+            if stored.etag == self._order.email.etag:
+                return self._send(gmail, stored, begin)
+        except SessionGoneError:
+            pass
+        finally:
+            gmail.close()
+        return None
 
     def _send(self, gmail: GmailImport, upload: Upload, begin: int) -> Ended:
         lines = delivered_to(upload.recipients)
@@ -140,16 +144,13 @@ class _Attempt:
                 self._forwarder.s3, self._order.email, body_start, length - len(head)
             )
 
-        def out_of_time() -> bool:
-            return self._forwarder.seconds_left() < _TIME_TO_END
-
         try:
-            message_id = gmail.upload(upload.session, begin, read, out_of_time)
+            message_id = gmail.upload(upload.session, begin, read)
         except SessionGoneError:
             self._forwarder.records.forget_upload(self._claim)
             raise GmailTemporaryError("Google lost the upload session", "session_lost") from None
         except GmailRejectedError:
-            # Asked again, this session would refuse again, even after the cause is mended.
+            # Asked again, this session would refuse again, even after the cause is fixed.
             self._forwarder.records.forget_upload(self._claim)
             raise
         return self._delivered(upload, message_id)

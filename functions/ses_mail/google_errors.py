@@ -6,11 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httplib2
-from google.auth.exceptions import RefreshError, TransportError
+from google.auth.exceptions import ReauthFailError, RefreshError, TransportError
 
 from ses_mail.errors import GmailTemporaryError, GmailTokenError
 
-_DEAD_TOKEN = ("invalid_grant", "invalid_client", "unauthorized_client", "invalid_scope")
+# The errors of the token endpoint that say *later*. Any other that it names is for a person:
+# invalid_grant, deleted_client, access_denied, or one that is yet to be invented.
+_LATER = (
+    *("internal_failure", "server_error", "temporarily_unavailable", "backend_error"),
+    *("rate_limit_exceeded", "quota_exceeded", "slow_down"),
+)
+# google-auth 2.63 has no class and no code for it (oauth2/reauth.py, refresh_grant).
+_REAUTHENTICATE = "Reauthentication is needed."
 
 
 @contextmanager
@@ -23,7 +30,7 @@ def translated(token: str) -> Iterator[None]:
         yield
     except RefreshError as error:
         code = _refresh_code(error)
-        if code in _DEAD_TOKEN:
+        if code and code not in _LATER and not error.retryable:
             raise GmailTokenError(
                 f"Google refuses to refresh the token of {token}: {code}", code
             ) from None
@@ -38,6 +45,13 @@ def translated(token: str) -> Iterator[None]:
 
 
 def _refresh_code(error: RefreshError) -> str:
-    # args: (text, the endpoint's JSON) if it sent JSON at all; `.retryable` is not to be trusted.
+    """What the endpoint names, `invalid_rapt` for a reauthentication; empty if it names nothing.
+
+    args: (text, the endpoint's JSON) if it sent JSON at all. `.retryable` is True for the statuses
+    500, 503, 408 and 429, and says nothing where it is False.
+    """
+    if isinstance(error, ReauthFailError) or str(error.args[0]).startswith(_REAUTHENTICATE):
+        return "invalid_rapt"
     details = error.args[1] if len(error.args) > 1 else None
-    return str(details.get("error", "")) if isinstance(details, dict) else ""
+    code = details.get("error", "") if isinstance(details, dict) else ""
+    return code if isinstance(code, str) else ""

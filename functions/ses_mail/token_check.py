@@ -106,6 +106,8 @@ class Redrive:
 def ask_google(token: StoredToken) -> tuple[str, str]:
     """(result, error code) of refreshing the token; never raises, or one odd token would hide the
     others."""
+    if token.error:
+        return UNKNOWN, token.error
     http = httplib2.Http(timeout=_TIMEOUT)
     try:
         google = google_credentials(token.parameter, token.value, token.mailbox)

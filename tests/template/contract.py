@@ -723,7 +723,7 @@ def needed(project: Project, logical_id: str) -> set[Grant]:
     default = f"{in_ssm}:parameter{variables.get('TOKEN_PARAMETER')}"
     of_mailboxes = f"{in_ssm}:parameter{variables.get('MAILBOX_TOKEN_PREFIX')}"
     parameters = {
-        "GetParameter": [default],
+        "GetParameter": [default, f"{of_mailboxes}*"],
         # IAM asks for the right on the path itself.
         "GetParametersByPath": [of_mailboxes.removesuffix("/")],
         # AWS's pages disagree on which of these it asks for; of executions no name is known before.
@@ -733,8 +733,6 @@ def needed(project: Project, logical_id: str) -> set[Grant]:
             f"{in_ssm}:automation-execution/*",
         ],
     }
-    if ("ssm", "GetParametersByPath") not in calls(project, module):
-        parameters["GetParameter"].append(f"{of_mailboxes}*")
     identities = [f"arn:*:ses:*:*:identity/{domain}" for domain in PARAMETERS["Domains"]]
     grants = set()
     for prefix, operation in calls(project, module):

@@ -312,6 +312,7 @@ ALLOWED = {
     ],
     "TokenMonitorRole": [
         *on(TOKEN, "GetParameter"),
+        *on(f"{TOKENS}/anna_40example.com", "GetParameter"),
         *on(TOKENS, "GetParametersByPath"),
         *on(DELIVERIES, "BatchGetItem", "PutItem"),
         *on(FORWARDER_DLQ, "GetQueueAttributes"),

@@ -343,7 +343,7 @@ def test_nothing_is_left_in_doubt_for_want_of_time(world: World, enough: int) ->
     """Lambda would end a call that was begun too late, and nobody could be asked about it."""
     times = iter([60.0] + [TIME_TO_SEND] * enough + [TIME_TO_SEND - 1])
     world.seconds_left = lambda: next(times)
-    with pytest.raises(OutOfTimeError, match="29 s are left"):
+    with pytest.raises(OutOfTimeError, match="39 s are left"):
         world.attempt()
     assert world.requests["SendBounce"] == 0
     assert world.states() == {A: ("claimed", ""), B: ("claimed", "")}
@@ -352,12 +352,22 @@ def test_nothing_is_left_in_doubt_for_want_of_time(world: World, enough: int) ->
     assert world.attempt() == world.bounced(1)
 
 
-def test_the_time_to_send_is_longer_than_the_call() -> None:
+def test_the_time_to_send_is_longer_than_the_call(aws: "Aws") -> None:
     """SES's client sends once: what it may wait for a connection and an answer, and then the
     record."""
     config = clients.ses().meta.config
     assert config.retries["total_max_attempts"] == 1
-    assert config.connect_timeout + config.read_timeout < TIME_TO_SEND
+    call = config.connect_timeout + config.read_timeout
+    assert call + clients.LONGEST_CALL < TIME_TO_SEND < 60, "and less than the function has"
+
+
+def test_the_longest_call_is_what_the_clients_do(aws: "Aws") -> None:
+    for client in (clients.dynamodb, clients.s3, clients.sqs, clients.ssm, clients.stepfunctions):
+        config = client().meta.config
+        attempts = config.retries["total_max_attempts"]
+        assert config.retries["mode"] == "standard"
+        calls = attempts * (config.connect_timeout + config.read_timeout)
+        assert calls + (attempts - 1) == clients.LONGEST_CALL
 
 
 @pytest.mark.parametrize(

@@ -92,16 +92,30 @@ def test_neither_parameter_exists(store: CredentialStore, aws: "Aws") -> None:
     assert f"{aws.mailbox_token_prefix}anna_40example.com" in str(raised.value)
 
 
+ACCOUNT = ("client_email", "private_key", "token_uri")
 MALFORMED: list[tuple[Any, str]] = [
-    ("{", "is no JSON object"),
-    ("1//r", "is no JSON object"),
-    ("[]", "is no JSON object"),
-    ("null", "is no JSON object"),
+    ("{", "is not a JSON object"),
+    ("1//r", "is not a JSON object"),
+    ("[]", "is not a JSON object"),
+    ("null", "is not a JSON object"),
     ({}, "lacks refresh_token, client_id, client_secret"),
     ({"refresh_token": "1//r", "client_id": "c"}, "lacks client_secret"),
     ({**USER, "refresh_token": None}, "lacks refresh_token"),
     ({**USER, "client_id": 7}, "lacks client_id"),
-    ({"type": "service_account"}, "malformed service account: MalformedError"),
+    *(
+        ({**USER, name: empty}, f"lacks {name}")
+        for name in USER
+        if name != "type"
+        for empty in ("", " ", None)
+    ),
+    ({"type": "service_account"}, "lacks client_email, private_key, token_uri"),
+    *(
+        (
+            {"type": "service_account", **dict.fromkeys(ACCOUNT, "x"), name: ""},
+            f"lacks {name}",
+        )
+        for name in ACCOUNT
+    ),
     (
         {
             "type": "service_account",
@@ -189,3 +203,12 @@ def test_other_errors_of_the_store_are_no_missing_parameter(
     aws.wire.answer("ssm.GetParameter", 400, code)
     with pytest.raises(ClientError, match=code):
         store.for_mailbox(ANNA)
+
+
+def test_a_service_account_acts_for_the_mailbox_alone(
+    store: CredentialStore, aws: "Aws", google: Google
+) -> None:
+    """Whatever `subject` its JSON names: or a rule's mail would be filed in another's mailbox."""
+    account = google.add_service_account([ANNA, "ben@example.com"])
+    aws.put_token({**account, "subject": "ben@example.com"})
+    assert store.for_mailbox(ANNA).google._subject == ANNA

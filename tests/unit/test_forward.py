@@ -82,7 +82,15 @@ def make(
         stored = aws.put_email(raw)
         aws.put_token(google.add_mailbox(ANNA))
         email = StoredEmail(stored["bucket"], stored["key"], stored["size"], stored["etag"])
-        order = Order("m1", ANNA, (INFO,), ("INBOX", "UNREAD"), email, "arn:1", "")
+        order = Order(
+            message_id="m1",
+            mailbox=ANNA,
+            recipients=(INFO,),
+            labels=("INBOX", "UNREAD"),
+            email=email,
+            execution="arn:1",
+            force="",
+        )
         return World(aws, google, order, raw)
 
     return made
@@ -335,14 +343,54 @@ def test_a_refused_session_is_forgotten(world: World) -> None:
     assert "upload" not in world.item
 
 
+def rewritten(world: World, raw: bytes) -> StoredEmail:
+    """The object after somebody wrote it once more: with another ETag."""
+    stored = world.aws.put_email(raw)
+    return StoredEmail(stored["bucket"], stored["key"], stored["size"], stored["etag"])
+
+
 def test_another_object_under_the_key_is_another_upload(world: World) -> None:
     world.google.faults.append(Fault("last_chunk", 503, "backendError"))
     with pytest.raises(GmailTemporaryError):
         world.attempt()
     world.raw = b"Subject: other\r\n\r\n"
-    stored = world.aws.put_email(world.raw)
-    email = StoredEmail(stored["bucket"], stored["key"], stored["size"], stored["etag"])
-    assert world.attempt(email=email).state == "delivered"
+    assert world.attempt(email=rewritten(world, world.raw)).state == "delivered"
+    assert world.mailbox == [world.expected()]
+    assert world.google.requests["status"] == 1
+
+
+def test_an_upload_that_was_finished_counts_whatever_the_object_is_by_now(world: World) -> None:
+    """Its answer was lost, and then the object was written once more."""
+    world.google.faults.append(Fault("last_chunk", kind="reset", when="after", times=None))
+    with pytest.raises(GmailTemporaryError):
+        world.attempt()
+    ended = world.attempt(email=rewritten(world, EMAIL + b"x"))
+    assert ended == Ended("delivered", world.google.messages(ANNA)[0].id)
+    assert world.mailbox == [world.expected()]
+
+
+@pytest.mark.parametrize("status", [400, 403, 409, 412])
+def test_a_session_that_is_refused_does_not_block_its_delivery(world: World, status: int) -> None:
+    world.google.faults.append(Fault("last_chunk", 503, "backendError"))
+    with pytest.raises(GmailTemporaryError):
+        world.attempt()
+    world.google.faults.append(Fault("status", status, "x", times=None))
+    assert world.attempt().state == "delivered"
+    assert world.mailbox == [world.expected()]
+
+
+def test_a_finished_session_survives_a_token_that_is_refused(world: World) -> None:
+    """Whether the token or the session is refused, only a new session shows; until there is one,
+    the old one is kept."""
+    world.google.faults.append(Fault("last_chunk", kind="reset", when="after", times=None))
+    with pytest.raises(GmailTemporaryError):
+        world.attempt()
+    refused = [Fault(on, 403, "domainPolicy", times=None) for on in ("status", "start")]
+    world.google.faults[:] = refused
+    with pytest.raises(GmailTokenError):
+        world.attempt()
+    world.google.faults.clear()
+    assert world.attempt() == Ended("delivered", world.google.messages(ANNA)[0].id)
     assert world.mailbox == [world.expected()]
 
 

@@ -1,7 +1,8 @@
 """The resumable upload, and every answer of Google's told by its structured fields."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime
 
 import certifi
 import httplib2
@@ -55,14 +56,15 @@ class Import:
     ) -> None:
         self.raw = raw
         self.sent: list[tuple[int, int]] = []
-        self.gmail = GmailImport(credentials, OWN, labels, len(raw))
+        self.seconds = 300.0
+        self.gmail = GmailImport(credentials, OWN, labels, len(raw), lambda: self.seconds)
 
     def read(self, begin: int, length: int) -> bytes:
         self.sent.append((begin, length))
         return self.raw[begin : begin + length]
 
     def upload(self, session: str, begin: int = 0) -> str:
-        return self.gmail.upload(session, begin, self.read, lambda: False)
+        return self.gmail.upload(session, begin, self.read)
 
     def run(self) -> str:
         return self.upload(self.gmail.start())
@@ -130,7 +132,15 @@ def test_an_import(google: Google, raw: bytes) -> None:
         (Fault("start", 503, body=b'{"error": {"errors": []}}'), GmailTemporaryError, "503"),
         (Fault("start", 503, body=b"\xff"), GmailTemporaryError, "503"),
         (Fault("start", 504, html=True), GmailTemporaryError, "504"),
-        (Fault("start", 200, body=b"{}"), GmailRejectedError, "200"),  # without a Location
+        # An answer without what it must have: no Location.
+        (Fault("start", 200, body=b"{}"), GmailTemporaryError, "200"),
+        (Fault("start", 425, html=True), GmailTemporaryError, "425"),
+        # Every 5xx, whoever stands in the way.
+        (Fault("start", 501, html=True), GmailTemporaryError, "501"),
+        (Fault("start", 505, html=True), GmailTemporaryError, "505"),
+        (Fault("start", 507, html=True), GmailTemporaryError, "507"),
+        (Fault("start", 520, html=True), GmailTemporaryError, "520"),
+        (Fault("start", 529, html=True), GmailTemporaryError, "529"),
         (Fault("start", kind="reset", times=None), GmailTemporaryError, ""),
         (Fault("last_chunk", 400, "invalidArgument"), GmailRejectedError, "invalidArgument"),
         (Fault("last_chunk", 413, "uploadTooLarge"), GmailRejectedError, "uploadTooLarge"),
@@ -245,7 +255,45 @@ def test_a_dead_refresh_token(google: Google, change: dict[str, str], code: str)
         ),
         (Fault("token", 200, body=b"{}", times=None), GmailTemporaryError, ""),
         (Fault("token", 200, body=b"rubbish", times=None), GmailTemporaryError, ""),
-        (Fault("token", 400, "invalid_scope", times=None), GmailTokenError, "invalid_scope"),
+        *(
+            (Fault("token", status, code, times=None), GmailTokenError, code)
+            for status, code in (
+                (400, "invalid_scope"),
+                (400, "invalid_request"),
+                (400, "access_denied"),
+                (400, "unsupported_grant_type"),
+                (400, "invented_tomorrow"),
+                (401, "deleted_client"),
+                (401, "disabled_client"),
+                (403, "org_internal"),
+            )
+        ),
+        *(
+            (Fault("token", 400, code, times=None), GmailTemporaryError, code)
+            for code in (
+                "internal_failure",
+                "server_error",
+                "temporarily_unavailable",
+                "rate_limit_exceeded",
+            )
+        ),
+        # google-auth tells nobody which error that was.
+        (
+            Fault(
+                "token",
+                400,
+                body=b'{"error": "invalid_grant", "error_subtype": "invalid_rapt"}',
+                times=None,
+            ),
+            GmailTokenError,
+            "invalid_rapt",
+        ),
+        (Fault("token", 400, html=True, times=None), GmailTemporaryError, ""),
+        (
+            Fault("token", 400, body=b'{"error": {"code": 400}}', times=None),
+            GmailTemporaryError,
+            "",
+        ),
         (
             Fault("token", 401, "unauthorized_client", times=None),
             GmailTokenError,
@@ -289,7 +337,8 @@ def test_nobody_answers(google: Google, anna: Import) -> None:
 
 
 def test_a_hanging_connection_times_out(google: Google, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gmail, "_TIMEOUT", 0.3)
+    monkeypatch.setattr(gmail, "_LONGEST_WAIT", 0.3)
+    monkeypatch.setattr(gmail, "_SHORTEST_WAIT", 0.1)
     google.faults.append(Fault("start", kind="hang"))
     with pytest.raises(GmailTemporaryError) as raised:
         Import(user(google.add_mailbox(ANNA))).run()
@@ -376,6 +425,68 @@ def test_a_session_may_be_gone(google: Google, anna: Import, status: int) -> Non
         anna.upload(session)
 
 
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        *((Fault("status", status, "x"), SessionGoneError) for status in (400, 403, 409, 412, 416)),
+        # Asked again with a new token, the session may still say that it is finished.
+        (Fault("status", 401, "authError", times=None), SessionGoneError),
+        (Fault("status", 403, "rateLimitExceeded"), GmailTemporaryError),
+        (Fault("status", 429, "x"), GmailTemporaryError),
+        (Fault("status", 503, "x"), GmailTemporaryError),
+        (Fault("status", kind="reset", times=None), GmailTemporaryError),
+        (Fault("token", 400, "invalid_grant", times=None), GmailTokenError),
+    ],
+    ids=lambda value: (
+        f"{value.on} {value.status} {value.reason}" if isinstance(value, Fault) else ""
+    ),
+)
+def test_a_status_request_that_is_refused(
+    google: Google, anna: Import, fault: Fault, error: type[Exception]
+) -> None:
+    """A session that is refused and kept would refuse each redrive."""
+    session = anna.gmail.start()
+    if fault.on == "token":
+        anna.gmail._http.credentials.expiry = datetime(2026, 1, 1)  # noqa: DTZ001 (google-auth's)
+    google.faults.append(fault)
+    with pytest.raises(error):
+        anna.gmail.progress(session)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda made, session: made.gmail.start(),
+        lambda made, session: made.gmail.progress(session),
+        lambda made, session: made.upload(session),
+    ],
+    ids=["start", "status", "chunk"],
+)
+def test_nothing_is_asked_without_time_for_the_answer(
+    google: Google, anna: Import, ask: Callable[[Import, str], object]
+) -> None:
+    session = anna.gmail.start()
+    before = dict(google.requests)
+    anna.seconds = gmail.TIME_TO_END + gmail._WAITS * gmail._SHORTEST_WAIT - 0.1
+    with pytest.raises(GmailTemporaryError) as raised:
+        ask(anna, session)
+    assert raised.value.code == "out_of_time"
+    assert google.requests == before
+
+
+@pytest.mark.parametrize(("seconds", "wait"), [(300.0, 60.0), (105.0, 20.0), (46.0, 5.25)])
+def test_a_wait_is_cut_to_what_is_left(
+    google: Google, anna: Import, seconds: float, wait: float
+) -> None:
+    """Of a connection that is open already, too."""
+    session = anna.gmail.start()
+    anna.seconds = seconds
+    anna.gmail.progress(session)
+    waits = {c.sock.gettimeout() for c in anna.gmail._transport.connections.values()}
+    assert wait in waits
+    assert anna.gmail._transport.timeout == wait
+
+
 def test_partial_progress_of_a_chunk_is_gone_on_from(google: Google) -> None:
     made = Import(user(google.add_mailbox(ANNA)), LARGE)
     google.faults.append(
@@ -390,10 +501,15 @@ def test_partial_progress_of_a_chunk_is_gone_on_from(google: Google) -> None:
 def test_out_of_time_between_chunks(google: Google) -> None:
     made = Import(user(google.add_mailbox(ANNA)), LARGE)
     session = made.gmail.start()
-    answers = iter([False, True])
+
+    def read(begin: int, length: int) -> bytes:
+        made.seconds = gmail._TIME_FOR_CHUNK - 0.1  # enough for this chunk, not for the next
+        return made.read(begin, length)
+
     with pytest.raises(GmailTemporaryError, match="out of time after 1048576 bytes") as raised:
-        made.gmail.upload(session, 0, made.read, lambda: next(answers))
+        made.gmail.upload(session, 0, read)
     assert raised.value.code == "out_of_time"
+    made.seconds = 300.0
     assert made.gmail.progress(session) == (4 * CHUNK_GRAIN, None)
 
 
@@ -419,7 +535,7 @@ def test_the_session_is_never_part_of_an_error(google: Google, anna: Import) -> 
     for fault in (
         Fault("last_chunk", 400, "x"),
         Fault("last_chunk", 503, "x"),
-        Fault("status", 403, "x"),
+        Fault("status", 503, "x"),
     ):
         google.faults[:] = [fault]
         with pytest.raises((GmailRejectedError, GmailTemporaryError, GmailTokenError)) as raised:

@@ -155,7 +155,7 @@ def test_every_parameter_is_read_page_by_page(aws: "Aws") -> None:
     aws.put_token("second")
     counted = aws.wire.count("ssm")
     default, *others = stored_tokens(clients.ssm(), aws.token_parameter, aws.mailbox_token_prefix)
-    assert counted == {"GetParameter": 1, "GetParametersByPath": 3}
+    assert counted == {"GetParameter": 1 + len(mailboxes), "GetParametersByPath": 3}
     assert (default.parameter, default.mailbox) == (aws.token_parameter, "")
     assert (default.value, default.version) == ("second", 2)
     assert clock.parse(default.modified_at)
@@ -278,13 +278,23 @@ def test_mailboxes_alone_will_do(monitor: TokenMonitor, aws: "Aws", google: Goog
     assert [(c.parameter, c.result) for c in monitor.checks(lambda: False)] == [(own, VALID)]
 
 
-@pytest.mark.parametrize("operation", ["GetParameter", "GetParametersByPath"])
-def test_a_store_that_refuses_says_nothing(
-    monitor: TokenMonitor, aws: "Aws", operation: str
-) -> None:
-    aws.wire.answer(f"ssm.{operation}", 400, "AccessDeniedException")
+def test_a_store_that_refuses_to_list_says_nothing(monitor: TokenMonitor, aws: "Aws") -> None:
+    aws.wire.answer("ssm.GetParametersByPath", 400, "AccessDeniedException")
     with pytest.raises(ClientError, match="AccessDenied"):
         list(monitor.checks(lambda: False))
+
+
+def test_a_parameter_that_cannot_be_read_does_not_hide_the_others(
+    monitor: TokenMonitor, aws: "Aws", google: Google
+) -> None:
+    """Put under a key that the monitor may not use, say."""
+    aws.put_token(google.add_mailbox(BEN))
+    own = aws.put_token(google.add_mailbox(ANNA), parameter_name(aws.mailbox_token_prefix, ANNA))
+    aws.wire.answer("ssm.GetParameter", 400, "AccessDeniedException", times=1)
+    assert [(c.parameter, c.result, c.error) for c in monitor.checks(lambda: False)] == [
+        (aws.token_parameter, UNKNOWN, "AccessDeniedException"),
+        (own, VALID, ""),
+    ]
 
 
 # -- the redrive -----------------------------------------------------------------------------------
