@@ -24,7 +24,7 @@ from ses_mail.credentials import (
     stored_tokens,
 )
 from ses_mail.errors import GmailTokenError
-from ses_mail.token_check import INVALID, UNKNOWN, VALID, ask_google
+from ses_mail.monitor_tokens import INVALID, UNKNOWN, VALID, ask_google
 
 from .. import refusals
 from ..errors import CheckFailedError, CommandError, InvalidInputError

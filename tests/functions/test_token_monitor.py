@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import token_monitor
 from botocore.exceptions import ClientError
-from ses_mail import clients, token_check
+from ses_mail import clients, monitor_tokens
 from ses_mail.credentials import parameter_name
 
 from local.google import Fault, Google
@@ -66,7 +66,7 @@ def monitor(
         "REDRIVE_DOCUMENT": "document",
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(token_check, "_TIMEOUT", 1)
+    monkeypatch.setattr(monitor_tokens, "_TIMEOUT", 1)
     return Monitor(aws, google, context, event("token_monitor"))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ses_mail import clients, credentials, deliveries, gmail, sweep, token_check
+from ses_mail import clients, credentials, deliveries, gmail, monitor_tokens, sweep
 
 from local.events import rate
 from tests.template.contract import Project
@@ -149,13 +149,13 @@ def test_functions_that_walk_lists_end_by_themselves() -> None:
     assert 10 <= of_sweeper <= time_of("SweeperFunction") / 4
     of_monitor = importlib.import_module("token_monitor")._TIME_TO_END / 1000
     # google-auth asks up to three times; then each check is recorded and mail redriven.
-    assert 3 * token_check._TIMEOUT + 20 <= of_monitor <= time_of("TokenMonitorFunction") / 4
+    assert 3 * monitor_tokens._TIMEOUT + 20 <= of_monitor <= time_of("TokenMonitorFunction") / 4
 
 
 def test_a_token_that_became_good_is_seen_by_more_than_one_check() -> None:
-    assert 3 * hourly("TokenMonitorFunctionHourly") <= token_check._WINDOW
+    assert 3 * hourly("TokenMonitorFunctionHourly") <= monitor_tokens._WINDOW
     # Without an end, mail that no token helps would be redriven every hour.
-    assert 6 * hourly("TokenMonitorFunctionHourly") >= token_check._WINDOW
+    assert 6 * hourly("TokenMonitorFunctionHourly") >= monitor_tokens._WINDOW
 
 
 def test_the_alarm_on_tokens_waits_for_a_check_that_is_late() -> None:

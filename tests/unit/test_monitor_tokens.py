@@ -11,9 +11,9 @@ import certifi
 import httplib2
 import pytest
 from botocore.exceptions import ClientError
-from ses_mail import clients, clock, token_check
+from ses_mail import clients, clock, monitor_tokens
 from ses_mail.credentials import StoredToken, mailbox_of, parameter_name, stored_tokens
-from ses_mail.token_check import (
+from ses_mail.monitor_tokens import (
     INVALID,
     UNKNOWN,
     VALID,
@@ -100,7 +100,7 @@ def test_what_google_says(
 def test_trouble_on_the_way_says_nothing_about_the_token(
     google: Google, monkeypatch: pytest.MonkeyPatch, fault: Fault, error: str
 ) -> None:
-    monkeypatch.setattr(token_check, "_TIMEOUT", 0.3)
+    monkeypatch.setattr(monitor_tokens, "_TIMEOUT", 0.3)
     made = user(google)
     google.faults.append(fault)
     result, code = ask_google(made)
@@ -127,7 +127,7 @@ def test_what_nobody_thought_of_says_nothing_about_the_token(
 ) -> None:
     made = user(google)
     monkeypatch.setattr(
-        token_check, "google_auth_httplib2", SimpleNamespace(Request=lambda http: 1 / 0)
+        monitor_tokens, "google_auth_httplib2", SimpleNamespace(Request=lambda http: 1 / 0)
     )
     assert ask_google(made) == (UNKNOWN, "ZeroDivisionError")
 
