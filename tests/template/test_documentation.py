@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ["README.md", "docs/setup.md", "docs/scaling.md", "docs/decisions.md"]
+DOCUMENTS = [
+    *("README.md", "CONTRIBUTING.md", "docs/setup.md", "docs/scaling.md"),
+    *("docs/decisions.md", "docs/architecture.md"),
+]
 
 # Start of a command → the test that runs it, or why none can.
 COMMANDS = {
     "make demo": "tests/e2e/test_demo.py",
     "make local": "tests/e2e/test_local.py",
     "make test": "it is what runs this test",
+    "make quick": "`make test` runs all that it runs, and this test with it",
     "sam build": "tests/template/test_build.py",
     "cat > parameters-test.yaml": "tests/template/test_rollback.py",
     "sam deploy": "needs an AWS account; tests/template/test_rollback.py runs it up to that",
@@ -75,3 +79,27 @@ def test_sample_events_named_in_commands_exist() -> None:
         words = shlex.split(command)
         if "--event" in words:
             assert (ROOT / words[words.index("--event") + 1]).is_file()
+
+
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+DOMAIN = ROOT / "functions" / "ses_mail"
+
+
+def test_the_map_has_every_room_of_the_domain_once() -> None:
+    rows = re.findall(r"^\| ((?:`\w+\.py`(?:, )?)+) \|", ARCHITECTURE, re.MULTILINE)
+    mapped = [file for row in rows for file in re.findall(r"`(\w+\.py)`", row)]
+    assert sorted(mapped) == sorted(p.name for p in DOMAIN.glob("*.py") if p.name != "__init__.py")
+
+
+def test_the_walks_pass_only_rooms_that_exist() -> None:
+    walks = ARCHITECTURE[ARCHITECTURE.index("## Three walks") :]
+    code = "".join(p.read_text() for p in [*DOMAIN.glob("*.py"), *(ROOT / "cli").glob("*.py")])
+    machine = (ROOT / "statemachines" / "process_email.asl.yaml").read_text()
+    for word in re.findall(r"`([^`]+)`", walks):
+        if "/" in word or word.endswith((".py", ".yaml")):
+            assert (ROOT / word).exists() or (DOMAIN / word).exists(), word
+        elif re.fullmatch(r"(\w+\.)?[a-z_]+", word) or re.fullmatch(r"[A-Z]\w+\.\w+", word):
+            name = word.rpartition(".")[2]
+            assert re.search(rf"(def|class) {name}\b|\b{name}\b", code), word
+        elif re.fullmatch(r"[A-Z][a-z]+( [A-Za-z]+)*\??", word):
+            assert f"{word}:" in machine or word in ("Catch", "Received"), word
