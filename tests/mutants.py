@@ -210,6 +210,7 @@ def seconds_of(files: list[str], folders: list[Path]) -> dict[str, float]:
         if status:
             raise SystemExit(f"{name} fails without any mutant: {said(folder)}")
         taken[name] = time.monotonic() - begin
+        print(f"{name} passes in {taken[name]:.0f} s", flush=True)
         free.append(folder)
     return taken
 

@@ -100,6 +100,8 @@ _TURNED: dict[type[ast.cmpop], tuple[str, ...]] = {
 }
 _SIGNS = {"not in": r"not\s+in", "is not": r"is\s+not"}
 _TABLE = {"deliveries", "forward_records", "bounce_records", "bounce_limit", "sweep"}
+# Their flags say what must never happen, and change nothing that does.
+_FOR_THE_READER = {"dataclass", "zip"}
 LOGGING = {"info", "warning", "error", "exception", "append_keys"}
 COUNTING = {"count", "add_metric"}
 # True would put what passes by into traces, logs or the text of an object.
@@ -185,7 +187,8 @@ class _Module:
                 span = self.span(node)
                 yield self.mutant("logic", node.lineno, f"not {inner[:60]}", span, f"({inner})")
             elif isinstance(node, ast.If | ast.IfExp | ast.While):
-                yield from self._branch(node.test)
+                if ast.unparse(node.test) != "TYPE_CHECKING":
+                    yield from self._branch(node.test)
             elif isinstance(node, ast.Call):
                 yield from self._call(node)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -289,6 +292,8 @@ class _Module:
             value = keyword.value
             if keyword.arg in _PRIVATE and isinstance(value, ast.Constant) and value.value is False:
                 yield self.mutant("privacy", node.lineno, keyword.arg, self.span(value), "True")
+            elif name in _FOR_THE_READER:
+                continue
             elif isinstance(value, ast.Constant) and isinstance(value.value, bool):
                 what = f"{name} {keyword.arg} {value.col_offset}"
                 new = str(not value.value)

@@ -103,7 +103,8 @@ def test_mailbox(target: str, mailbox: str) -> None:
         ("user@*.com", False),
         ("user\x00@example.com", False),
         ("user@example.com\r\nBcc: x@y.z", False),
-        ("x" * 320 + "@example.com", False),
+        ("x" * 308 + "@example.com", True),
+        ("x" * 309 + "@example.com", False),
     ],
 )
 def test_is_address(text: str, valid: bool) -> None:

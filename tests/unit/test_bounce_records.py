@@ -48,6 +48,12 @@ def test_bounces_from_claim_to_end(records: BounceRecords, aws: "Aws") -> None:
     assert not ended
 
 
+def test_every_record_is_a_delivery(records: BounceRecords, aws: "Aws") -> None:
+    """Whoever counts deliveries asks for this type."""
+    records.open("m1", [A, B], "", 90)
+    assert [item["entity_type"] for item in aws.deliveries().values()] == ["DELIVERY"] * 2
+
+
 def test_only_those_left_are_claimed(records: BounceRecords, aws: "Aws") -> None:
     first = records.open("m1", [A], "", 90).claim
     assert first
