@@ -37,7 +37,8 @@ def hops(number: int) -> bytes:
     return b"".join(b"Received: from x%d\r\n by y\r\n" % n for n in range(number))
 
 
-LONG = b"".join(b"X-%d: %s\r\n" % (n, b"x" * 900) for n in range(700))  # 600 KB
+LINE = b"X: %s\r\n" % (b"x" * 1019)  # 1 KiB
+LONG = LINE * 600
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,9 @@ LONG = b"".join(b"X-%d: %s\r\n" % (n, b"x" * 900) for n in range(700))  # 600 KB
         (b"\r\nReceived: body", 0),
         (b"no header at all", 0),
         (LONG + hops(4) + b"\r\nReceived: body", 4),
+        # No mail system passes on more than 2 MiB of headers.
+        (LINE * 1900 + hops(4) + b"\r\n", 4),
+        (LINE * 2200 + hops(4) + b"\r\n", 0),
         # The blank line lies across two pieces that are read.
         (b"X: %s\r\n" % (b"x" * (64 * 1024 - 7)) + b"\r\nReceived: body", 0),
         (b"X: %s\r\n" % (b"x" * (64 * 1024 - 6)) + b"\r\nReceived: body", 0),
@@ -72,6 +76,8 @@ LONG = b"".join(b"X-%d: %s\r\n" % (n, b"x" * 900) for n in range(700))  # 600 KB
         "no headers",
         "rubbish",
         "600 KB of headers",
+        "1.9 MB of headers",
+        "2.2 MB of headers",
         "seam 1",
         "seam 2",
         "seam 3",

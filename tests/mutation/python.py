@@ -100,6 +100,7 @@ _TURNED: dict[type[ast.cmpop], tuple[str, ...]] = {
 }
 _SIGNS = {"not in": r"not\s+in", "is not": r"is\s+not"}
 _TABLE = {"deliveries", "forward_records", "bounce_records", "bounce_limit", "sweep"}
+_TELLS = re.compile(r"^[\w.]*(?:append|count|log\w*\.\w+|add|update|issue|show\w*|print)\(")
 # Their flags say what must never happen, and change nothing that does.
 _FOR_THE_READER = {"dataclass", "zip"}
 LOGGING = {"info", "warning", "error", "exception", "append_keys"}
@@ -337,7 +338,8 @@ class _Module:
                     yield self.mutant(kind, statement.lineno, what, self.span(statement), "pass")
                 if before is not None:
                     yield self._swapped(before, statement)
-            before = statement if effect else None
+            # The order of what only collects or tells means nothing.
+            before = statement if effect and not _TELLS.search(ast.unparse(statement)) else None
 
     def _swapped(self, one: ast.stmt, other: ast.stmt) -> Mutant:
         begin, end = self.span(one)[0], self.span(other)[1]

@@ -24,6 +24,7 @@ FILE = "statemachines/process_email.asl.yaml"
 TESTS = (
     "tests/template/test_contract.py",
     "tests/template/test_constants.py",
+    "tests/template/test_retries.py",
     "tests/workflow/test_every_path.py",
     "tests/workflow/test_errors.py",
     "tests/workflow/test_optional_fields.py",
