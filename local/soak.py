@@ -552,11 +552,13 @@ class Soak:
                 yield {name: plain(value) for name, value in item.items()}
 
     def _written(self, left: Iterable[Letter]) -> Iterator[tuple[str, str]]:
-        """(where, text) of all logs, histories, letters and items; without what may hold it: an
-        unfinished upload's session, and the notification that SNS sends as SES made it."""
+        """(where, text) of all logs, traces, histories, letters and items; without what may hold
+        it: an unfinished upload's session, and the notification that SNS sends as SES made it."""
         logs = self.cloud.runtime.directory
         for path in (*sorted(logs.iterdir()), *sorted(self._histories.iterdir())):
             yield path.name, path.read_text(errors="replace")
+        for document in self.cloud.traces.documents:
+            yield "a trace", document
         for letter in (*self._taken, *left):
             if letter.failure:
                 yield f"a letter in {letter.queue}", json.dumps(letter.body)

@@ -47,7 +47,8 @@ def mutants() -> list[Mutant]:
 def chosen(found: list[Mutant], given: argparse.Namespace) -> list[Mutant]:
     """Those that were asked for: of some kinds or files, or a sample with some of each kind."""
     kinds = {kind for kind in given.kind.split(",") if kind}
-    found = [m for m in found if given.only in m.id and (not kinds or m.kind in kinds)]
+    found = [m for m in found if given.only in f"{m.file} {m.id}"]
+    found = [m for m in found if not kinds or m.kind in kinds]
     if not given.sample or given.sample >= len(found):
         return found
     chance = random.Random(given.seed)
@@ -217,7 +218,7 @@ def seconds_of(files: list[str], folders: list[Path]) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="mutants whose id holds this text")
+    parser.add_argument("--only", default="", help="mutants whose id or file holds this text")
     parser.add_argument("--kind", default="", help="mutants of these kinds, KIND,KIND")
     parser.add_argument("--sample", type=int, default=0, help="so many, some of each kind")
     parser.add_argument("--seed", type=int, default=1, help="of the sample")
