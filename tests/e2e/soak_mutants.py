@@ -138,8 +138,8 @@ SAFEGUARDS = [
     Mutant(
         "the session asked first",
         "functions/ses_mail/forward.py",
-        "if stored and stored.etag == order.email.etag:",
-        "if stored and not stored.etag:",
+        "gmail.progress(stored.session)",
+        "(0, None)",
         ("duplicated",),
     ),
     Mutant(

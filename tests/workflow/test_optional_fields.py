@@ -144,6 +144,8 @@ def test_workflow_runs_without(absent: tuple[str, ...], post: Post, sent: Sent) 
     assert run.ended("dead-lettered") == {email.malformed}
     (copy,) = post.cloud.google.messages(email.mailbox)
     assert set(copy.labels) == {"INBOX", "UNREAD"}
-    # Without a sender nobody can be told, and without a time SES would refuse.
-    harmful = "mail.source" in absent or {"mail.timestamp", "receipt.timestamp"} <= set(absent)
+    # Without a sender nobody can be told, without a time SES would refuse, and without SPF nobody
+    # vouches for an envelope sender that is not the From: address.
+    harmful = {"mail.source", "receipt.spfVerdict"} & set(absent)
+    harmful = harmful or {"mail.timestamp", "receipt.timestamp"} <= set(absent)
     assert run.ended("suppressed" if harmful else "bounced") == {email.bounced}
