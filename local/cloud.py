@@ -33,6 +33,7 @@ from local.asl import Interpreter
 from local.automation import Automation
 from local.events import EventBus, install_parameter_changes, install_redrive_policy
 from local.faults import ABORT, Faults
+from local.gate import Gate
 from local.google import Google
 from local.logs import install_log_groups
 from local.metrics import Metrics
@@ -72,6 +73,7 @@ class Cloud:
     metrics: Metrics
     runtime: Runtime
     traces: Daemon
+    gate: Gate
     smtp: tuple[str, int]  # host and port
 
     def __init__(
@@ -182,6 +184,8 @@ class Cloud:
         self._cleanup.callback(self._moto_api, "config", as_before)
         self._cleanup.callback(self._moto_api, "reset", {})
         patches = Patches()
+        self.gate = Gate()
+        self.gate.install(patches)
         strict.install(patches)
         install_redrive_policy(patches, self.faults)
         install_states(patches)

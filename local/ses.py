@@ -65,8 +65,7 @@ class _Received:
 class Ses:
     """Inbound SES with one receipt rule, and SendBounce.
 
-    `bounces` are what SendBounce accepted; `faults` is a list of (error code, times) that the next
-    SendBounce calls fail with.
+    `bounces` are what SendBounce accepted.
     """
 
     def __init__(
@@ -74,7 +73,6 @@ class Ses:
     ) -> None:
         self.rule = rule
         self.bounces: list[dict[str, Any]] = []
-        self.faults: list[tuple[str, int]] = []
         self.notifications: dict[str, str] = {}  # what was published, by messageId
         self._s3 = client("s3")
         self._sns = client("sns")
@@ -197,11 +195,6 @@ class Ses:
     def send_bounce(self, params: Mapping[str, Any], trace: str = "") -> str:
         """Id of the bounce; raises what SES answers. `trace` is the caller's X-Ray header."""
         with self._lock:
-            if self.faults:
-                code, times = self.faults.pop(0)
-                if times > 1:
-                    self.faults.insert(0, (code, times - 1))
-                raise SesError(code, f"{code} (injected)")
             self._check(params)
             original = self._received[params["OriginalMessageId"]]
             answered = secrets.token_hex(30)

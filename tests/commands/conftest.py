@@ -81,7 +81,7 @@ def post(cloud: Cloud) -> Iterator[Post]:
     cloud.events.paused = True
     yield Post(cloud)
     cloud.google.faults.clear()
-    cloud.ses.faults.clear()
+    cloud.gate.open()
     cloud.pipe.resume()
     cloud.wait_idle(120)
     Post(cloud).take()

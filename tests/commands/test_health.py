@@ -5,13 +5,11 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
-from moto.dynamodb.exceptions import DynamodbException
-from moto.dynamodb.responses import DynamoHandler
 from moto.ses.models import ses_backends
 
 from local.google import Fault
 from local.iam import ACCOUNT, REGION
-from tests.workflow.kit import Post, refuse
+from tests.workflow.kit import Post
 
 from .conftest import Sesmail
 
@@ -123,24 +121,22 @@ def test_the_pipe_is_stopped(calm: Post, sesmail: Sesmail) -> None:
     assert issues(sesmail) == []
 
 
-def test_dynamodb_throttles(calm: Post, sesmail: Sesmail, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dynamodb_throttles(calm: Post, sesmail: Sesmail) -> None:
     table = calm.cloud.resource("RoutingTable")
     recipient = calm.address("store")
-    with monkeypatch.context() as throttled:
-        refuse(
-            throttled,
-            DynamoHandler,
-            "batch_get_item",
-            DynamodbException("ProvisionedThroughputExceededException", "too much"),
-            lambda handler: table in handler.body["RequestItems"],
-        )
-        message_id = calm.send(recipient)
-        calm.until(lambda: "ses-mail-lambda-router-errors-test" in calm.cloud.metrics.alarms())
-        router = [issue for issue in issues(sesmail) if "outer" in issue]
-        assert len(router) == 1
-        assert "Alarm ses-mail-lambda-router-errors-test since " in router[0]
-        assert "OPERATIONS.md#router-errors" in router[0]
-        calm.dead_lettered(message_id)
+    calm.cloud.gate.refuse(
+        "dynamodb:BatchGetItem",
+        "ProvisionedThroughputExceededException",
+        lambda params: table in params["RequestItems"],
+    )
+    message_id = calm.send(recipient)
+    calm.until(lambda: "ses-mail-lambda-router-errors-test" in calm.cloud.metrics.alarms())
+    router = [issue for issue in issues(sesmail) if "outer" in issue]
+    assert len(router) == 1
+    assert "Alarm ses-mail-lambda-router-errors-test since " in router[0]
+    assert "OPERATIONS.md#router-errors" in router[0]
+    calm.dead_lettered(message_id)
+    calm.cloud.gate.open()
     assert any("ses-email-input-dlq-test holds 1" in issue for issue in issues(sesmail))
     sesmail("dlq redrive input")
     calm.cloud.wait_idle()

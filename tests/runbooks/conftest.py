@@ -48,7 +48,7 @@ def world(cloud: Cloud, programs: Path, tmp_path: Path) -> Iterator[World]:
     cloud.faults.heal()
     cloud.google.faults.clear()
     cloud.google.person = ""
-    cloud.ses.faults.clear()
+    cloud.gate.open()
     cloud.pipe.resume()
     cloud.wait_idle()
     scenes.empty_queues(world)

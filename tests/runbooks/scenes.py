@@ -148,7 +148,7 @@ def suppressed(world: World) -> None:
 def bounce_refused(world: World) -> None:
     """As in the sandbox: SES sends nothing to strangers."""
     world.cloud.put_rule("*", "bounce")
-    world.cloud.ses.faults.append(("MessageRejected", 1))
+    world.cloud.gate.refuse("ses:SendBounce", "MessageRejected", times=1)
     send(world)
     assert_letter(world, "BouncerDlq", "BounceRejectedError")
 

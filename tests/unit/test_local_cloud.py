@@ -325,7 +325,7 @@ def test_an_email_older_than_a_day_is_not_bounced(cloud):
 
 
 def test_injected_faults_come_first(cloud):
-    cloud.ses.faults.append(("Throttling", 2))
+    cloud.gate.refuse("ses:SendBounce", "Throttling", times=2)
     codes = []
     for _ in range(3):
         try:

@@ -4,12 +4,7 @@ import os
 import signal
 from datetime import UTC, datetime, timedelta
 
-import pytest
 from moto.cloudwatch.models import cloudwatch_backends
-from moto.core.exceptions import JsonRESTError
-from moto.dynamodb.exceptions import DynamodbException
-from moto.dynamodb.responses import DynamoHandler
-from moto.stepfunctions.responses import StepFunctionResponse
 
 from local.google import Fault
 from local.iam import ACCOUNT, REGION
@@ -17,7 +12,7 @@ from local.metrics import Reading
 from tests.template.monitoring import Metric, Monitoring
 
 from .conftest import ROOT
-from .kit import Post, email, refuse
+from .kit import Post, email
 
 PARAMETERS = {"HighVolumePerHour": "30"}
 MONITORING = Monitoring(
@@ -35,10 +30,9 @@ TOKEN_INVALID = "ses-mail-gmail-token-invalid"
 class Stage:
     """The cloud, with what a cause needs beyond the kit."""
 
-    def __init__(self, post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, post: Post) -> None:
         self.post = post
         self.cloud = post.cloud
-        self.monkeypatch = monkeypatch
         self.seen: set[Metric] = set()
 
     def alarms(self, reading: Reading = Reading(), **later: float) -> set[str]:  # noqa: B008
@@ -124,7 +118,7 @@ def somebody_peeks_at_a_dead_letter(stage: Stage) -> None:
 
 
 def ses_refuses_a_bounce(stage: Stage) -> None:
-    stage.cloud.ses.faults.append(("MessageRejected", 1))
+    stage.cloud.gate.refuse("ses:SendBounce", "MessageRejected", times=1)
     stage.post.dead_lettered(stage.post.send(stage.post.address("bounce")))
 
 
@@ -143,10 +137,8 @@ def an_email_that_is_not_in_the_bucket(stage: Stage) -> None:
 
 
 def the_table_refuses_once(stage: Stage) -> None:
-    denied = DynamodbException("AccessDeniedException", "not now")
-    with stage.monkeypatch.context() as monkeypatch:
-        refuse(monkeypatch, DynamoHandler, "batch_get_item", denied, lambda self: True, times=1)
-        stage.post.delivered(stage.post.send(stage.post.address("store")))
+    stage.cloud.gate.refuse("dynamodb:BatchGetItem", "AccessDeniedException", times=1)
+    stage.post.delivered(stage.post.send(stage.post.address("store")))
 
 
 def a_malformed_rule(stage: Stage) -> None:
@@ -170,10 +162,8 @@ def the_starter_is_killed(stage: Stage) -> None:
 
 
 def executions_cannot_be_started(stage: Stage) -> None:
-    denied = JsonRESTError("AccessDeniedException", "not now")
-    with stage.monkeypatch.context() as monkeypatch:
-        refuse(monkeypatch, StepFunctionResponse, "start_execution", denied, lambda self: True, 3)
-        stage.post.delivered(stage.post.send(stage.post.address("store")))
+    stage.cloud.gate.refuse("stepfunctions:StartExecution", "AccessDeniedException", times=3)
+    stage.post.delivered(stage.post.send(stage.post.address("store")))
 
 
 def the_pipe_stands_still(stage: Stage) -> None:
@@ -225,10 +215,8 @@ def an_execution_is_aborted(stage: Stage) -> None:
 
 def an_aborted_execution_cannot_be_looked_at(stage: Stage) -> None:
     abort(stage)
-    denied = JsonRESTError("AccessDeniedException", "not now")
-    with stage.monkeypatch.context() as monkeypatch:
-        refuse(monkeypatch, StepFunctionResponse, "describe_execution", denied, lambda _: True, 1)
-        stage.cloud.events.tick()
+    stage.cloud.gate.refuse("stepfunctions:DescribeExecution", "AccessDeniedException", times=1)
+    stage.cloud.events.tick()
 
 
 def an_old_email_is_still_being_retried(stage: Stage) -> None:

@@ -106,6 +106,6 @@ def _tidy(request: pytest.FixtureRequest) -> Iterator[None]:
     if "post" in request.fixturenames:
         post: Post = request.getfixturevalue("post")
         post.cloud.google.faults.clear()
-        post.cloud.ses.faults.clear()
+        post.cloud.gate.open()
         post.cloud.wait_idle()
         post.take()

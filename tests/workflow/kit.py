@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-import pytest
 import yaml
 
 from cli.history import failure_of, located
@@ -340,28 +339,3 @@ def check_letter(
         "Action": action,
         "Error": error,
     }
-
-
-def refuse(
-    monkeypatch: pytest.MonkeyPatch,
-    owner: Any,
-    method: str,
-    error: Exception,
-    when: Callable[..., bool],
-    times: int | None = None,
-) -> list[int]:
-    """Make moto refuse a call as AWS would; `when` gets the call's arguments without `self`.
-
-    Returns a list that grows with each refusal.
-    """
-    original = getattr(owner, method)
-    refused: list[int] = []
-
-    def refusing(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if when(self, *args, **kwargs) and (times is None or len(refused) < times):
-            refused.append(1)
-            raise error
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(owner, method, refusing)
-    return refused

@@ -4,7 +4,7 @@ a widget or a saved query reads is really there, and one messageId finds everyth
 Each cause starts with no metrics; the hourly checks run first, or the token alarm would fire.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -124,23 +124,22 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def run(post: Post) -> Iterator[Run]:
+def run(post: Post) -> Run:
     """Everything happens, one after the other."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        stage = Stage(post, monkeypatch)
-        post.mailbox()
-        raised, late = {}, {}
-        for cause in CAUSES:
-            stage.forget()
-            if cause.checked:
-                stage.cloud.events.tick()
-            cause.happens(stage)
-            raised[cause.title] = stage.alarms()
-            late[cause.title] = stage.alarms_late()
-            stage.cloud.google.faults.clear()
-            post.take()
+    stage = Stage(post)
+    post.mailbox()
+    raised, late = {}, {}
+    for cause in CAUSES:
         stage.forget()
-        yield Run(raised, late, stage.seen, {s: post.cloud.logs(s) for s in SERVICES})
+        if cause.checked:
+            stage.cloud.events.tick()
+        cause.happens(stage)
+        raised[cause.title] = stage.alarms()
+        late[cause.title] = stage.alarms_late()
+        stage.cloud.google.faults.clear()
+        post.take()
+    stage.forget()
+    return Run(raised, late, stage.seen, {s: post.cloud.logs(s) for s in SERVICES})
 
 
 # -- what must hold --------------------------------------------------------------------------------

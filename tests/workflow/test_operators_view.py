@@ -86,7 +86,7 @@ def happens(stage: Stage) -> tuple[dict[str, str], dict[str, str]]:
     sent("refused", post.address("forward-to-gmail", post.mailbox(credentials=False)))
     sent("bounced", post.address("bounce"))
     sent("suppressed", post.address("bounce"), sender="")
-    stage.cloud.ses.faults.append(("MessageRejected", 1))
+    stage.cloud.gate.refuse("ses:SendBounce", "MessageRejected", times=1)
     sent("bounce refused", post.address("bounce"))
     sent("stored", post.address("store"))
     sent("dropped", post.address("drop"))
@@ -125,22 +125,21 @@ def a_queue_fills(stage: Stage) -> None:
 
 
 @pytest.fixture(scope="module")
-def night(post: Post) -> Iterator[Night]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        stage = Stage(post, monkeypatch)
-        stage.forget()
-        began = int(time.time() * 1000)
-        post.take()
-        ids, to = happens(stage)
-        widgets = draw(post)
-        counted = post.cloud.metrics.counted()
-        invocations = [i for i in post.cloud.runtime.invocations if i.ended * 1000 >= began]
-        peeked = peek(stage)
-        events = [e for group in groups() for e in written(post, group, began)]
-        events += [e for message_id in ids.values() for e in states_lines(post, message_id)]
-        failed = (e["messageId"] for e in events if e.get("result") == "failed")
-        aborted = sum(message_id not in ids.values() for message_id in failed) - 2
-        yield Night(ids, to, events, widgets, peeked, counted, invocations, aborted)
+def night(post: Post) -> Night:
+    stage = Stage(post)
+    stage.forget()
+    began = int(time.time() * 1000)
+    post.take()
+    ids, to = happens(stage)
+    widgets = draw(post)
+    counted = post.cloud.metrics.counted()
+    invocations = [i for i in post.cloud.runtime.invocations if i.ended * 1000 >= began]
+    peeked = peek(stage)
+    events = [e for group in groups() for e in written(post, group, began)]
+    events += [e for message_id in ids.values() for e in states_lines(post, message_id)]
+    failed = (e["messageId"] for e in events if e.get("result") == "failed")
+    aborted = sum(message_id not in ids.values() for message_id in failed) - 2
+    return Night(ids, to, events, widgets, peeked, counted, invocations, aborted)
 
 
 def draw(post: Post) -> dict[str, dict[str, float | None]]:

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from moto.dynamodb.exceptions import DynamodbException
-from moto.dynamodb.responses import DynamoHandler
 
-from .kit import Letter, Post, check_letter, refuse
+from .kit import Letter, Post, check_letter
 
 # `redrive.to` would take the place of the rules: absent in all of these, it is test_redrive.py's.
 OPTIONAL = (
@@ -98,17 +96,16 @@ def sent(request: pytest.FixtureRequest, post: Post) -> Sent:
     """All emails of one way in, on their way together."""
     way = request.param
     emails = {absent: stored(post, way) for absent in ABSENT}
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        if way == "table out of order":
-            denied = DynamodbException("AccessDeniedException", "not now")
-            refuse(monkeypatch, DynamoHandler, "batch_get_item", denied, lambda self: True)
-        for absent, email in emails.items():
-            fields = execution_input(email.notification, absent)
-            if way == "queue":
-                post.queue(fields)
-            else:
-                post.start(email.message_id, fields)
-        post.cloud.wait_idle(120)
+    if way == "table out of order":
+        post.cloud.gate.refuse("dynamodb:BatchGetItem", "AccessDeniedException")
+    for absent, email in emails.items():
+        fields = execution_input(email.notification, absent)
+        if way == "queue":
+            post.queue(fields)
+        else:
+            post.start(email.message_id, fields)
+    post.cloud.wait_idle(120)
+    post.cloud.gate.open()
     return Sent(way, emails, post.take())
 
 

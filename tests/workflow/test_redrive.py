@@ -57,7 +57,7 @@ def test_cause_that_is_not_mended(post: Post) -> None:
 
 def test_bounce_that_ses_refused(post: Post) -> None:
     recipients = [post.address("bounce"), post.address("bounce")]
-    post.cloud.ses.faults.append(("MessageRejected", 1))
+    post.cloud.gate.refuse("ses:SendBounce", "MessageRejected", times=1)
     before = len(post.cloud.bounces)
     message_id = post.send(*recipients)
     post.dead_lettered(message_id)
@@ -111,7 +111,7 @@ def test_quotes_and_backslashes_survive(post: Post, action: str) -> None:
     post.cloud.put_rule(QUOTED, "forward-to-gmail" if action == "lost" else action, mailbox)
     if action == "forward-to-gmail":
         post.cloud.google.revoke(mailbox)
-    post.cloud.ses.faults.append(("MessageRejected", 1))
+    post.cloud.gate.refuse("ses:SendBounce", "MessageRejected", times=1)
     notification = post.store(QUOTED)
     message_id = notification["mail"]["messageId"]
     place = notification["receipt"]["action"]
@@ -196,7 +196,7 @@ def test_hundred_recipients(post: Post) -> None:
     """One copy and one bounce for a hundred recipients; both can fail and be redriven."""
     mailbox = post.mailbox()
     post.cloud.google.revoke(mailbox)
-    post.cloud.ses.faults.append(("MessageRejected", 1))
+    post.cloud.gate.refuse("ses:SendBounce", "MessageRejected", times=1)
     forwarded = [post.address("forward-to-gmail", mailbox) for _ in range(80)]
     bounced = [post.address("bounce") for _ in range(20)]
     before = len(post.cloud.bounces)

@@ -1,15 +1,14 @@
 """Retries that take about a day, to their end: in a cloud whose day lasts nine seconds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from moto.awslambda.exceptions import LambdaClientError
-from moto.awslambda.models import LambdaBackend
 
 from local.google import Fault
 
-from .kit import Letter, Post, check_letter, refuse
+from .kit import Letter, Post, check_letter
 
 TIME_FACTOR = 1e-4
 
@@ -70,12 +69,13 @@ def stored(post: Post, case: Case) -> Email:
     return Email(notification, recipient, mailbox)
 
 
-def _refuse_all(monkeypatch: pytest.MonkeyPatch, case: Case, message_id: str) -> None:
-    def is_refused(self: Any, name: str, qualifier: Any, body: Any, *_: Any) -> bool:
-        return f"-{case.refused}-" in name and message_id in str(body)
+def _refuse_all(post: Post, case: Case, message_id: str) -> None:
+    def is_refused(params: Mapping[str, Any]) -> bool:
+        return f"-{case.refused}-" in params["FunctionName"] and message_id in str(
+            params["Payload"]
+        )
 
-    error = LambdaClientError(case.error.removeprefix("Lambda."), "not now")
-    refuse(monkeypatch, LambdaBackend, "invoke", error, is_refused)
+    post.cloud.gate.refuse("lambda:Invoke", case.error.removeprefix("Lambda."), is_refused)
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +91,13 @@ def sent(post: Post) -> tuple[dict[str, Email], list[Letter]]:
             times=None,
         )
     )
-    post.cloud.ses.faults.append(("Throttling", 20))
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        for case in CASES:
-            email = emails[case.title]
-            if case.refused:
-                _refuse_all(monkeypatch, case, email.message_id)
-            post.cloud.publish(email.notification)
-        post.cloud.wait_idle(120)
+    post.cloud.gate.refuse("ses:SendBounce", "Throttling", times=20)
+    for case in CASES:
+        email = emails[case.title]
+        if case.refused:
+            _refuse_all(post, case, email.message_id)
+        post.cloud.publish(email.notification)
+    post.cloud.wait_idle(120)
     return emails, post.take()
 
 

@@ -254,7 +254,7 @@ def _everything_that_goes_wrong(post: Post) -> tuple[str, list[dict[str, Any]]]:
     sent += [send(revoked, refused, typo, missing, denied), send(post.address("bounce"))]
     sent.append(send(post.address("bounce"), sender=""))
     post.cloud.wait_idle()
-    post.cloud.ses.faults.append(("MessageRejected", 1))
+    post.cloud.gate.refuse("ses:SendBounce", "MessageRejected", times=1)
     sent.append(send(post.address("bounce")))
     post.cloud.wait_idle()
     letters = post.take()
