@@ -78,9 +78,9 @@ GMAIL = [
     # The operator must act.
     Gmail("revoked", revoked, TOKEN, "invalid_grant"),
     Gmail("no credentials", parameter(None), TOKEN, "gmail-tokens/mailbox"),
-    Gmail("no JSON", parameter("secret"), TOKEN, "is no JSON object"),
+    Gmail("no JSON", parameter("secret"), TOKEN, "is not a JSON object"),
     Gmail("half a token", parameter('{"client_id": "x"}'), TOKEN, "refresh_token"),
-    Gmail("half an account", parameter('{"type": "service_account"}'), TOKEN, "malformed service"),
+    Gmail("half an account", parameter('{"type": "service_account"}'), TOKEN, "lacks "),
     Gmail("missing scope", scope, TOKEN, "403"),
     Gmail("delegation denied", other_mailbox, TOKEN, "gmail-tokens/mailbox"),
     Gmail("401", fault("start", status=401, reason="authError", times=None), TOKEN, "401"),
