@@ -22,7 +22,7 @@ from .letters import Dlq, Letter
 from .session import INPUT_QUEUE, Session
 
 PREFIX = "emails/"
-# Of a record: a session is a credential, the rest tells an operator nothing.
+# Of a record: a session is a credential, the rest says nothing to an operator.
 _PRIVATE = ("PK", "upload", "lease_token", "entity_type")
 # Clocks differ, and SES tells us before its object's time stamp is written.
 _SLACK = timedelta(hours=1)
@@ -45,7 +45,7 @@ class Email:
     """What was found: stories oldest first, records of the deliveries table under their sort keys.
 
     queued are messages of the input queue, looked at only if the pipe is stopped. listed_since
-    tells that executions which started before it were not listed, None that all were.
+    says that executions which started before it were not listed, None that all were.
     """
 
     message_id: str

@@ -66,7 +66,7 @@ class Letter:
 
     @property
     def notification(self) -> Notification | None:
-        """The email that it tells of; None if it is no notification."""
+        """The email that it is about; None if it is not a notification."""
         try:
             return notification.parse(self.text)
         except InvalidNotificationError:
@@ -84,7 +84,7 @@ class Letter:
 
     @property
     def error(self) -> str:
-        """The error's class; empty if SNS or the Pipe put it here, which tell no reason."""
+        """The error's class; empty if SNS or the Pipe put it here, which give no reason."""
         attribute = self.attributes.get("Error", {}).get("StringValue", "")
         return str(attribute or self.failure.get("error", ""))
 

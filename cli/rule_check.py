@@ -84,7 +84,7 @@ def _of_item(pattern: str, item: Item) -> Iterator[Finding]:
             pattern,
             NOTE,
             "lacks recipient or entity_type ROUTE: it works, but the runbook's scan misses it",
-            "remove it and add it anew",
+            "remove it and add it again",
         )
 
 

@@ -65,11 +65,11 @@ def canonical_pattern(text: str) -> str:
     canonical = addresses.canonical(f"any{text[1:]}" if wildcard else text)
     if text != text.strip() or not addresses.is_address(canonical) or not canonical.isprintable():
         raise InvalidInputError(
-            f"{text!r} is no pattern: give an address, *@ and a domain, or * alone"
+            f"{text!r} is not a pattern: give an address, *@ and a domain, or * alone"
         )
     local, domain = addresses.split(canonical)
     if not domain.isascii():
-        raise InvalidInputError(f"{text!r}: {domain} is no domain that DNS could have")
+        raise InvalidInputError(f"{text!r}: {domain} is not a domain that DNS could have")
     if "*" in local and not local.startswith('"'):
         raise InvalidInputError(f"{text!r}: * stands for a whole address or a whole local part")
     return f"*@{domain}" if wildcard else canonical
@@ -302,7 +302,7 @@ def _from_line(line: str) -> Wanted:
             raise InvalidInputError(f"{name} {fields[name]!r} is no {_KINDS[kind]}")
     targets = fields.get("targets", [])
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
-        raise InvalidInputError(f"targets {targets!r} is no list of addresses")
+        raise InvalidInputError(f"targets {targets!r} is not a list of addresses")
     return wanted(**fields)
 
 

@@ -12,7 +12,7 @@ _TIME_TO_END = 60_000
 
 
 class TokenCheckError(Exception):
-    """Of some tokens nothing could be learnt; Lambda's error alarm tells, and it is tried again."""
+    """Of some tokens nothing could be learnt; the error alarm says so, and it is tried again."""
 
 
 @tracer.capture_lambda_handler(capture_response=False, capture_error=False)

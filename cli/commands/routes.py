@@ -270,7 +270,7 @@ def test(
     """
     session: Session = context.obj
     if unusable := [a for a in addresses if not a.strip() or not a.isprintable()]:
-        raise InvalidInputError(f"{unusable[0]!r} is no address")
+        raise InvalidInputError(f"{unusable[0]!r} is not an address")
     answers = explain(session, addresses)
     if session.as_json:
         show_json(*answers)

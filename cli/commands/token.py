@@ -153,9 +153,9 @@ def token_fields(text: str) -> dict[str, Any]:
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError):
-        raise InvalidInputError("the token is no JSON; nothing was changed") from None
+        raise InvalidInputError("the token is not JSON; nothing was changed") from None
     if not isinstance(fields, dict):
-        raise InvalidInputError("the token is no JSON object; nothing was changed")
+        raise InvalidInputError("the token is not a JSON object; nothing was changed")
     if "installed" in fields or "web" in fields:
         raise InvalidInputError(
             "this is the OAuth client, not a token yet: "
@@ -213,13 +213,13 @@ def _consented(client: str, mailbox: str, browser: bool, port: int) -> str:
         flow = InstalledAppFlow.from_client_config(json.loads(client), SCOPES)
     except (ValueError, KeyError, TypeError):
         raise InvalidInputError(
-            "the client is none: download the JSON of an OAuth client of type Desktop app"
+            "this is not an OAuth client: download the JSON of an OAuth client of type Desktop app"
         ) from None
     if mailbox:
         say(f"Choose the account {mailbox} in the browser.")
     hint = {"login_hint": mailbox} if mailbox else {}
     try:
-        # The library prints the address, which is no part of the answer.
+        # The library prints the address, which is not part of the answer.
         with contextlib.redirect_stdout(sys.stderr):
             given = flow.run_local_server(
                 port=port,

@@ -37,8 +37,8 @@ class MailboxCredentials:
 
 @dataclass(frozen=True)
 class StoredToken:
-    """A parameter with credentials as it stands; a version number starts anew when the parameter is
-    deleted and created again, so modified_at (RFC 3339) belongs to it."""
+    """A parameter with credentials as it stands; a version number starts again when the parameter
+    is deleted and created, so modified_at (RFC 3339) belongs to it."""
 
     parameter: str
     mailbox: str  # empty: the default parameter, which may serve many
@@ -110,7 +110,7 @@ class CredentialStore:
     def for_mailbox(self, mailbox: str) -> MailboxCredentials:
         """The mailbox's own parameter, or else the default one.
 
-        Raises GmailTokenError that names the parameter to create or to mend.
+        Raises GmailTokenError that names the parameter to create or to fix.
         """
         own = parameter_name(self._prefix, mailbox)
         for parameter in (own, self._default):

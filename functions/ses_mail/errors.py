@@ -32,7 +32,7 @@ class _FlatError(Exception):
 
 
 class InvalidNotificationError(_FlatError):
-    """Not a notification of an email that SES stored in our bucket; retrying cannot mend it."""
+    """Not a notification of an email that SES stored in our bucket; retrying cannot help."""
 
 
 class EmailNotFoundError(_FlatError):
@@ -44,7 +44,7 @@ class InvalidRoutingRuleError(_FlatError):
 
 
 class GmailTokenError(_FlatError):
-    """Google will not let us act for the mailbox until somebody mends its credentials."""
+    """Google will not let us act for the mailbox until somebody fixes its credentials."""
 
 
 class GmailRejectedError(_FlatError):

@@ -40,7 +40,7 @@ class Order:
 class Forwarder:
     """Forwards orders with what one Lambda environment keeps.
 
-    seconds_left tells how long this invocation may still run.
+    seconds_left says how long this invocation may still run.
     """
 
     records: ForwardRecords

@@ -24,7 +24,7 @@ _REAUTHENTICATE = "Reauthentication is needed."
 def translated(token: str) -> Iterator[None]:
     """Around calls of Google; `token` says in a message whose it is.
 
-    Raises GmailTokenError for a token that only a person can mend, and GmailTemporaryError.
+    Raises GmailTokenError for a token that only a person can fix, and GmailTemporaryError.
     """
     try:
         yield

@@ -1,6 +1,6 @@
 """The header block of a stored email, read to its end whatever stands in it.
 
-The standard library's parser stops at the first line that is no header; a guard that must see
+The standard library's parser stops at the first line that is not a header; a guard that must see
 `Auto-Submitted` behind such a line cannot use it.
 """
 

@@ -25,7 +25,7 @@ VALID, INVALID, UNKNOWN = "valid", "invalid", "unknown"
 # Seconds for an answer of the token endpoint, which google-auth asks up to three times.
 _TIMEOUT = 10
 # Seconds after a token became good in which parked mail is redriven: events get lost, and an email
-# that was on its way is parked a little later. Without an end, mail that no token mends would be
+# that was on its way is parked a little later. Without an end, mail that no token helps would be
 # redriven every hour.
 _WINDOW = 3 * 3600
 
@@ -127,7 +127,7 @@ def ask_google(token: StoredToken) -> tuple[str, str]:
 def recorded(before: Mapping[str, Any], check: Check, now: float) -> tables.Item:
     """The token's item after a check, given the one before, empty if there was none.
 
-    changed_at is when it last became good or bad, or was put anew.
+    changed_at is when it last became good or bad, or was put again.
     """
     item = {
         **delivery_keys.token_check(check.parameter),

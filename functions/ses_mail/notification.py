@@ -1,4 +1,4 @@
-"""What SES tells about an email, reduced to what the workflow may know of it.
+"""What SES says about an email, reduced to what the workflow may know of it.
 
 Source: AWS, "Contents of notifications for Amazon SES email receiving".
 """
@@ -129,7 +129,7 @@ def _unwrap(body: object) -> dict[str, Any]:
             except (ValueError, RecursionError) as error:
                 raise InvalidNotificationError(f"not JSON: {error}") from None
         elif not isinstance(body, dict):
-            raise InvalidNotificationError(f"a JSON {type(body).__name__} is no notification")
+            raise InvalidNotificationError(f"a JSON {type(body).__name__} is not a notification")
         elif body.get("Type") == "Notification" and "Message" in body:
             body = body["Message"]
         elif dead_letters.is_parked(body):

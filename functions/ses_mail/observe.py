@@ -20,7 +20,7 @@ from ses_mail.routing import Decision
 
 Handler = Callable[[Any, Any], Any]
 
-# An invocation that fails early has nothing to count, which Powertools would tell in every log.
+# An invocation that fails early has nothing to count, and Powertools would say so in every log.
 warnings.filterwarnings("ignore", message="No application metrics to publish")
 
 logger = Logger(use_rfc3339=True, log_uncaught_exceptions=False)

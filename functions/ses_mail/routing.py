@@ -70,7 +70,7 @@ class Delivery:
 def parse_rule(pattern: str, item: Mapping[str, Any]) -> Rule | None:
     """A rule from its table item (plain Python values); None if it is disabled.
 
-    Raises InvalidRoutingRuleError, whose text tells what to mend.
+    Raises InvalidRoutingRuleError, whose text says what to fix.
     """
     enabled = item.get("enabled", True)
     if not isinstance(enabled, bool):

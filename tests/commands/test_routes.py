@@ -428,7 +428,7 @@ def test_a_bad_file_changes_nothing(cloud: Cloud, sesmail: Sesmail, tmp_path: Pa
     file = tmp_path / "rules.jsonl"
     file.write_text('{"pattern": "*", "action": "store"}\n{"pattern": "*@", "action": "store"}\n')
     refused = sesmail(f"routes import {file} --yes", code=2)
-    assert "line 2: '*@' is no pattern" in refused.err
+    assert "line 2: '*@' is not a pattern" in refused.err
     file.write_bytes(b"\xff")
     assert "cannot be read" in sesmail(f"routes import {file} --yes", code=2).err
     assert "cannot be read" in sesmail("routes import nowhere.jsonl --yes", code=2).err

@@ -155,9 +155,9 @@ def test_without_an_answer_nothing_is_changed(
     ("fields", "said"),
     [
         ({"refresh_token": "1//r", "client_id": "c"}, "lacks client_secret"),
-        ({"type": "service_account", "private_key": "k"}, "malformed service account"),
+        ({"type": "service_account", "private_key": "k"}, "lacks client_email, token_uri"),
         ({"installed": {}}, "this is the OAuth client"),
-        ([], "no JSON object"),
+        ([], "not a JSON object"),
         (
             {"refresh_token": "r" * 4096, "client_id": "c", "client_secret": "s"},
             "bytes are too many",
@@ -308,7 +308,10 @@ def test_a_client_that_google_does_not_know(
 def test_a_client_that_is_none(cloud: Cloud, sesmail: Sesmail, tmp_path: Path) -> None:
     for fields in (cloud.google.add_mailbox(ANNA), [], {"installed": {}}):
         file = written(tmp_path, fields)
-        assert "the client is none" in sesmail(f"token set --consent --client {file}", code=2).err
+        assert (
+            "this is not an OAuth client"
+            in sesmail(f"token set --consent --client {file}", code=2).err
+        )
 
 
 # -- check -----------------------------------------------------------------------------------------

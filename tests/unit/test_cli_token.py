@@ -48,11 +48,11 @@ def test_of_a_service_account_what_signs_is_kept() -> None:
 @pytest.mark.parametrize(
     ("text", "defect"),
     [
-        ("", "no JSON"),
-        ("1//secret", "no JSON"),
-        ('{"refresh_token": "1//secret"', "no JSON"),
-        ("[" * 100_000, "no JSON"),
-        ('["1//secret"]', "no JSON object"),
+        ("", "not JSON"),
+        ("1//secret", "not JSON"),
+        ('{"refresh_token": "1//secret"', "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('["1//secret"]', "not a JSON object"),
         ('{"installed": {"client_secret": "1//secret"}}', "this is the OAuth client"),
         ('{"web": {"client_secret": "1//secret"}}', "this is the OAuth client"),
         ('{"type": "external_account", "refresh_token": "1//secret"}', "only credentials of type"),
