@@ -77,7 +77,7 @@ class Automation:
         self.floor = floor
         self.executions: dict[str, Execution] = {}
         self._client = client
-        self._statements = statements
+        self.statements = statements
         self._policies = policies
         self._surroundings = surroundings
         self._libraries = libraries
@@ -220,7 +220,7 @@ class Automation:
             timeout=min(int(step["timeoutSeconds"]), LIMIT),
             memory=512,
             log_group="/aws/ssm/automation/executeScript",
-            statements=self._statements(content["assumeRole"]),
+            statements=self.statements(content["assumeRole"]),
             policies=self._policies,
             own_clock=True,
         )

@@ -533,6 +533,18 @@ class Cloud:
         name = self.resource(logical_id).rsplit("/", 1)[-1]
         return sqs_backends[iam.ACCOUNT][iam.REGION].get_queue(name)
 
+    def empty(self, logical_id: str) -> None:
+        """Take all messages out of a queue, those in flight too, as often as one likes: SQS's own
+        purge works once a minute."""
+        queue = self._queue(logical_id)
+        queue._messages.clear()
+        queue.pending_messages.clear()
+
+    def show(self, logical_id: str) -> None:
+        """Let the time pass for which messages of a queue that were received cannot be seen."""
+        for message in self._queue(logical_id)._messages:
+            message.visible_at = 0
+
     def _executions(self) -> list[Any]:
         # moto's own list: the API's is sorted and paged, and this is asked for very often.
         backend = stepfunctions_parser_backends[iam.ACCOUNT][iam.REGION]

@@ -443,14 +443,21 @@ class Google:
         with self._lock:
             return list(self._mailboxes.get(mailbox.lower(), []))
 
-    def secrets(self) -> set[str]:
-        """Every credential that was ever given out: tokens, clients' secrets, upload sessions."""
+    def secrets(self) -> dict[str, str]:
+        """Every credential that was ever given out: tokens, clients' secrets, upload sessions; by
+        what it is."""
         with self._lock:
             return {
-                *self._opened,
-                *self._refresh_tokens,
-                *self._tokens,
-                *(grant.client_secret for grant in self._refresh_tokens.values()),
+                **{f"upload session {n}": secret for n, secret in enumerate(self._opened)},
+                **{f"access token {n}": token for n, token in enumerate(self._tokens)},
+                **{
+                    f"{what} {n} of {grant.mailbox}": secret
+                    for n, (token, grant) in enumerate(self._refresh_tokens.items())
+                    for what, secret in (
+                        ("refresh token", token),
+                        ("client secret", grant.client_secret),
+                    )
+                },
             }
 
     # -- used by the handler -----------------------------------------------------------------

@@ -147,6 +147,15 @@ class Metrics:
                 )
             return list(self._data)
 
+    def forget(self) -> list[MetricDatum]:
+        """Start with nothing, and return what there was, AWS's own metrics and all others."""
+        backend = cloudwatch_backends[ACCOUNT][REGION]
+        known: list[MetricDatum] = backend.get_all_metrics()
+        with self._lock:
+            self._data.clear()
+            backend.metric_data.clear()
+        return known
+
     def _new(self) -> Iterable[Datum]:
         yield from self._embedded()
         yield from self._lambda()

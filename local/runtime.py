@@ -197,6 +197,16 @@ class Runtime:
         highest = max(done, key=lambda invocation: invocation.peak)
         return highest.idle, highest.peak
 
+    def processes(self, name: str) -> list[int]:
+        """Ids of all the function's processes."""
+        return [worker.pid for worker in list(self._pools[name].all)]
+
+    def idle(self, name: str) -> list[int]:
+        """Ids of those that wait for an event; the last one gets the next."""
+        pool = self._pools[name]
+        with pool.lock:
+            return [worker.pid for worker in pool.idle]
+
     def log_files(self, name: str) -> list[Path]:
         """What the function's workers wrote to stdout and stderr, one file per worker."""
         return sorted(self.directory.glob(f"{name}.*.log"))

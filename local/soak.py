@@ -478,7 +478,7 @@ class Soak:
             fired=self.fired,
             stored={email.message_id: self._is_stored(email) for email in self.emails.values()},
             written=lambda: self._written(left),
-            secrets=self.cloud.google.secrets(),
+            secrets=set(self.cloud.google.secrets().values()),
             namespace=f"SESMail/{self.cloud.environment}",
             revoked=REVOKED,
             missing=self._missing,

@@ -6,10 +6,7 @@ import json
 import time
 from typing import Any
 
-from moto.sqs.models import sqs_backends
-
 from local.google import Fault
-from local.iam import ACCOUNT, REGION
 from tests.workflow.kit import DLQS
 
 from .blocks import Ran
@@ -263,10 +260,6 @@ def forget_rules(world: World) -> None:
 
 
 def empty_queues(world: World) -> None:
-    """Letters in flight included, which a test has only peeked at, and more often than once a
-    minute: SQS's own purge would refuse that."""
+    """Letters in flight included, which a test has only peeked at."""
     for queue in DLQS:
-        name = world.cloud.resource(queue).rsplit("/", 1)[-1]
-        held = sqs_backends[ACCOUNT][REGION].get_queue(name)
-        held._messages.clear()
-        held.pending_messages.clear()
+        world.cloud.empty(queue)

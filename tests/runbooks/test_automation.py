@@ -7,10 +7,8 @@ import time
 from typing import Any
 
 import pytest
-from moto.sqs.models import sqs_backends
 
 from local.cloud import Cloud
-from local.iam import ACCOUNT, REGION
 from tests.workflow.kit import Post
 
 REDRIVE = "SESMail-DLQ-Redrive-test"
@@ -23,7 +21,7 @@ def post(cloud: Cloud) -> Any:
     yield Post(cloud)
     cloud.google.faults.clear()
     cloud.wait_idle()
-    _show(cloud)
+    cloud.show("GmailForwarderDlq")
     Post(cloud).take()
     cloud.events.paused = False
 
@@ -47,13 +45,6 @@ def _outputs(post: Post, key: str) -> dict[str, str]:
     execution = answer["AutomationExecution"]
     assert execution["AutomationExecutionStatus"] == "Success", execution["FailureMessage"]
     return {name.split(".")[1]: value for name, (value,) in execution["Outputs"].items()}
-
-
-def _show(cloud: Cloud) -> None:
-    """The 11 minutes pass for which letters that a killed run received cannot be seen."""
-    queue = sqs_backends[ACCOUNT][REGION].get_queue("ses-gmail-forwarder-dlq-test")
-    for message in queue._messages:
-        message.visible_at = 0
 
 
 def _parked(post: Post, count: int) -> list[str]:
@@ -80,7 +71,7 @@ def test_every_email_arrives_once_however_often_the_run_is_killed(post: Post) ->
     # What a run leaves that is struck between sending and deleting: the letter in both queues.
     for message in sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=3)["Messages"]:
         post.queue(message["Body"])
-    _show(post.cloud)
+    post.cloud.show("GmailForwarderDlq")
     chance = random.Random(5)
     ssm = post.cloud.client("ssm")
     for left in (15, 13, 10):
@@ -88,7 +79,7 @@ def test_every_email_arrives_once_however_often_the_run_is_killed(post: Post) ->
         post.until(functools.partial(_at_most, post, left))
         time.sleep(chance.random() / 100)
         ssm.stop_automation_execution(AutomationExecutionId=key)
-        _show(post.cloud)
+        post.cloud.show("GmailForwarderDlq")
     outputs = _outputs(post, _start(post))
     assert (outputs["FailedCount"], outputs["Remaining"]) == ("0", "0")
     assert [post.copies(mailbox) for mailbox in mailboxes] == [1] * 16

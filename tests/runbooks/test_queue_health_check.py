@@ -163,14 +163,14 @@ def test_call_that_fails_is_an_issue(
 ) -> None:
     post.send(post.address("forward-to-gmail", post.mailbox(False)))  # fails, so it has a mark
     post.cloud.wait_idle()
-    allowed = post.cloud.automation._statements
+    allowed = post.cloud.automation.statements
 
     def without(arn: str) -> list[dict[str, Any]]:
         return [
             {**s, "Action": [a for a in as_list(s["Action"]) if a != action]} for s in allowed(arn)
         ]
 
-    monkeypatch.setattr(post.cloud.automation, "_statements", without)
+    monkeypatch.setattr(post.cloud.automation, "statements", without)
     status, report = check(post.cloud)
     assert status == "UNHEALTHY"
     assert issues(report, issue, "AccessDenied")

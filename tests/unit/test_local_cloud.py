@@ -377,7 +377,7 @@ def test_there_is_room_for_one_cloud(cloud, tmp_path):
 
 def test_nothing_stays_behind(cloud):
     """Last of this cloud's tests, because it ends the cloud."""
-    workers = [w.pid for p in cloud.runtime._pools.values() for w in p.all]
+    workers = [pid for name in cloud.runtime.functions for pid in cloud.runtime.processes(name)]
     assert workers
     cloud.stop()
     for pid in workers:

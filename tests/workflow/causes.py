@@ -4,10 +4,7 @@ import os
 import signal
 from datetime import UTC, datetime, timedelta
 
-from moto.cloudwatch.models import cloudwatch_backends
-
 from local.google import Fault
-from local.iam import ACCOUNT, REGION
 from local.metrics import Reading
 from tests.template.monitoring import Metric, Monitoring
 
@@ -51,12 +48,9 @@ class Stage:
 
     def forget(self) -> None:
         """Start anew, with every metric noted that there was."""
-        backend = cloudwatch_backends[ACCOUNT][REGION]
-        for datum in backend.get_all_metrics():
+        for datum in self.cloud.metrics.forget():
             ((dimension, value),) = ((d.name, d.value) for d in datum.dimensions)
             self.seen.add(Metric(datum.namespace, datum.name, dimension, value, ""))
-        self.cloud.metrics._data.clear()
-        backend.metric_data.clear()
 
     def put(self, namespace: str, name: str, dimension: str, value: str) -> None:
         """A metric that only AWS publishes."""
@@ -146,18 +140,16 @@ def a_malformed_rule(stage: Stage) -> None:
 
 
 def the_starter_is_killed(stage: Stage) -> None:
-    pool = stage.cloud.runtime._pools["ses-mail-starter-test"]
-    # The warmest one, which takes the next batch, and stands still until it has it.
-    warmest = pool.idle[-1]
-    os.kill(warmest.pid, signal.SIGSTOP)
+    def idle() -> list[int]:
+        return stage.cloud.runtime.idle("ses-mail-starter-test")
 
-    def has_the_batch() -> bool:
-        with pool.lock:
-            return warmest not in pool.idle
+    # The warmest one, which takes the next batch, and stands still until it has it.
+    warmest = idle()[-1]
+    os.kill(warmest, signal.SIGSTOP)
 
     message_id = stage.post.send(stage.post.address("store"))
-    stage.post.until(has_the_batch)
-    os.kill(warmest.pid, signal.SIGKILL)
+    stage.post.until(lambda: warmest not in idle())
+    os.kill(warmest, signal.SIGKILL)
     stage.post.delivered(message_id)
 
 

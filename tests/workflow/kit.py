@@ -274,8 +274,8 @@ class Post:
 
     def kill(self, function: str) -> None:
         """End the function's processes, as Lambda does when one takes too much memory."""
-        for worker in list(self.cloud.runtime._pools[f"ses-mail-{function}-test"].all):
-            os.kill(worker.pid, signal.SIGKILL)
+        for process in self.cloud.runtime.processes(f"ses-mail-{function}-test"):
+            os.kill(process, signal.SIGKILL)
 
     def until(self, holds: Callable[[], bool]) -> None:
         """Wait for something that happens outside of this process."""

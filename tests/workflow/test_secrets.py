@@ -88,15 +88,6 @@ class Traffic:
         monkeypatch.setattr(Queue, "add_message", watching)
 
 
-def google_secrets(google: Google) -> dict[str, str]:
-    """Everything that Google ever gave out and that opens something."""
-    secrets: dict[str, str] = {}
-    for token, grant in google._refresh_tokens.items():
-        secrets[f"refresh token of {grant.mailbox}"] = token
-        secrets[f"client secret of {token[:8]}… of {grant.mailbox}"] = grant.client_secret
-    return secrets
-
-
 def logs(post: Post) -> list[Place]:
     """What all functions wrote to stdout and stderr, EMF lines included."""
     return [
@@ -163,7 +154,7 @@ def aftermath(post: Post) -> Iterator[Aftermath]:
         _stopped(post)
         # The hour of what runs by schedule: the token monitor looks at all these tokens.
         post.cloud.events.tick()
-        secrets |= google_secrets(post.cloud.google)
+        secrets |= post.cloud.google.secrets()
         yield Aftermath(
             [
                 *(*logs(post), *traces(post), *histories(post)),
