@@ -188,8 +188,8 @@ MUTANTS = [
     Mutant(
         "monitor may send to the input queue",
         TEMPLATE,
-        "Action: sqs:GetQueueAttributes\n",
-        "Action: [sqs:GetQueueAttributes, sqs:SendMessage]\n",
+        "Action: sqs:GetQueueAttributes,",
+        "Action: [sqs:GetQueueAttributes, sqs:SendMessage],",
         "permissions",
     ),
     Mutant(
@@ -248,8 +248,8 @@ MUTANTS = [
     Mutant(
         "redrive may send anywhere",
         TEMPLATE,
-        "Action: sqs:SendMessage\n                Resource: !GetAtt InputQueue.Arn",
-        'Action: sqs:SendMessage\n                Resource: "*"',
+        "Action: sqs:SendMessage, Resource: !GetAtt InputQueue.Arn",
+        'Action: sqs:SendMessage, Resource: "*"',
         "document_permissions",
     ),
     Mutant(
