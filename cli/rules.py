@@ -85,9 +85,9 @@ def wanted(
     """A rule from what somebody entered; raises InvalidInputError."""
     canonical = canonical_pattern(pattern)
     listed = list(targets)
-    if action != routing.FORWARD and listed:
+    if action not in routing.WITH_TARGETS and listed:
         raise InvalidInputError(f"{canonical}: {action} takes no target")
-    if action == routing.FORWARD and not listed:
+    if action in routing.WITH_TARGETS and not listed:
         raise InvalidInputError(f"{canonical}: {action} needs at least one target")
     if len(listed) > routing.MAX_DELIVERIES:
         raise InvalidInputError(
@@ -108,7 +108,7 @@ def from_item(item: Mapping[str, Any]) -> Wanted:
     if defect := defect_of(item):
         raise InvalidInputError(defect)
     action = str(item["action"])
-    targets = _listed(item.get("target")) if action == routing.FORWARD else []
+    targets = _listed(item.get("target")) if action in routing.WITH_TARGETS else []
     description = item.get("description")
     # It means nothing to the router, so a person with the console may have put anything there.
     text = description if isinstance(description, str) else ""
@@ -164,7 +164,7 @@ def changed(
         given["target"] = kept.attributes()["target"]
     elif action is not None and _is_idle(action):
         given["target"] = ""
-    elif action == routing.FORWARD and _is_idle(before):
+    elif action in routing.WITH_TARGETS and _is_idle(before):
         raise InvalidInputError(f"{pattern}: {action} needs at least one target")
     if not defect_of(item) and (defect := defect_of({**item, **given})):
         raise InvalidInputError(defect)
@@ -173,7 +173,7 @@ def changed(
 
 def _is_idle(action: Any) -> bool:
     """Whether the targets of such a rule do nothing, and were never meant to."""
-    return action in routing.ACTIONS and action != routing.FORWARD
+    return action in routing.ACTIONS and action not in routing.WITH_TARGETS
 
 
 def described(item: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from ses_mail.payloads import DeliveryItem
 
 FORWARD, BOUNCE, STORE, DROP, PARK = "forward-to-gmail", "bounce", "store", "drop", "park"
 ACTIONS = (FORWARD, BOUNCE, STORE, DROP)
+# Whose rules name targets.
+WITH_TARGETS = (FORWARD,)
 
 # An inline Map runs 40 iterations at a time and a waiting retry keeps its place: what is quick
 # goes first.
@@ -82,7 +84,7 @@ def parse_rule(pattern: str, item: Mapping[str, Any]) -> Rule | None:
         raise InvalidRoutingRuleError(
             f"rule {pattern}: unknown action {action!r}, expected one of {', '.join(ACTIONS)}"
         )
-    return Rule(pattern, action, _targets(pattern, item) if action == FORWARD else ())
+    return Rule(pattern, action, _targets(pattern, item) if action in WITH_TARGETS else ())
 
 
 def _targets(pattern: str, item: Mapping[str, Any]) -> tuple[str, ...]:
@@ -158,7 +160,7 @@ def group(decisions: Iterable[Decision]) -> list[Delivery]:
     groups: dict[tuple[str, str, str], list[Decision]] = {}
     for decision in decisions:
         for target in decision.targets or ("",):
-            together = decision.action in (FORWARD, BOUNCE)
+            together = decision.action in (BOUNCE, *WITH_TARGETS)
             key = (decision.action, target, "" if together else decision.reason)
             groups.setdefault(key, []).append(decision)
     ordered = sorted(groups.items(), key=lambda entry: _ORDER.index(entry[0][0]))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.template.contract import CHECKS, Project, worst_history
+from tests.template.contract import CHECKS, FUNCTIONS, Project, worst_history
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,9 +25,6 @@ def test_history_of_the_worst_email_is_what_we_think(project: Project) -> None:
     assert 15_000 < worst_history(project) < 24_000
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["starter", "fetcher", "router", "gmail_forwarder", "bouncer", "sweeper", "token_monitor"],
-)
+@pytest.mark.parametrize("module", FUNCTIONS.values())
 def test_every_function_has_its_test(module: str) -> None:
     assert (ROOT / f"tests/functions/test_{module}.py").is_file()

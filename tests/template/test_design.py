@@ -124,16 +124,8 @@ def test_emails_expire_and_nothing_else_of_the_bucket(days: str) -> None:
 
 LOGS = {
     **{
-        f"{name}LogGroup": f"/aws/lambda/ses-mail-{kind}-test"
-        for name, kind in (
-            ("Starter", "starter"),
-            ("Fetcher", "fetcher"),
-            ("Router", "router"),
-            ("GmailForwarder", "gmail-forwarder"),
-            ("Bouncer", "bouncer"),
-            ("Sweeper", "sweeper"),
-            ("TokenMonitor", "token-monitor"),
-        )
+        name.replace("Function", "LogGroup"): f"/aws/lambda/ses-mail-{kind.replace('_', '-')}-test"
+        for name, kind in FUNCTIONS.items()
     },
     "PipeLogGroup": "/aws/vendedlogs/pipes/test/ses-email-router",
     "ProcessEmailLogGroup": "/aws/vendedlogs/states/ses-mail-process-email-test",

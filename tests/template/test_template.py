@@ -9,24 +9,16 @@ from typing import Any
 
 import pytest
 
-from tests.template.contract import ACCOUNT, DOCUMENTS, REGION, Grant, Project, as_list
+from tests.template.contract import ACCOUNT, DOCUMENTS, FUNCTIONS, REGION, Grant, Project, as_list
 
 ROOT = Path(__file__).parents[2]
 RETAINED = ["EmailBucket", "RoutingTable", "DeliveriesTable", "InboundRuleSet"]
 RULE_ARN = f"arn:aws:ses:{REGION}:{ACCOUNT}:receipt-rule-set/{{}}:receipt-rule/ses-mail-{{}}"
 # X-Ray, log deliveries and metrics are no resources: AWS wants the wildcard.
-WILDCARD_RESOURCES = {
-    f"{name}Role"
-    for name in (
-        "Starter",
-        "Fetcher",
-        "Router",
-        "GmailForwarder",
-        "Bouncer",
-        "Sweeper",
-        "TokenMonitor",
-    )
-} | {"ProcessEmailRole", "QueueHealthCheckRole"}
+WILDCARD_RESOURCES = {name.replace("Function", "Role") for name in FUNCTIONS} | {
+    "ProcessEmailRole",
+    "QueueHealthCheckRole",
+}
 
 NAMES = {
     "InboundRuleSet": "ses-mail-{env}",
