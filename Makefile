@@ -13,7 +13,7 @@ help:
 	@echo "             (make demo EMAIL=path.eml FROM=a@x RCPT=b@y,c@z sends your own)"
 	@echo "make install put sesmail, the operator's command, into $(PREFIX)/bin"
 	@echo "make local   the same cloud, kept running until Ctrl-C, SMTP on 127.0.0.1:2525"
-	@echo "make picture draw docs/email-path.svg anew from a demo run"
+	@echo "make picture draw docs/email-path.svg again from a demo run"
 	@echo "make soak    1,000 emails through random faults, and an account of each (EMAILS=1000 SEED=1)"
 	@echo "             (make soak FAULTS=killed-after@gmail:Chunk=0.1 injects faults of your own)"
 	@echo "make soak-mutants  take out one safeguard after the other: the soak must notice each"

@@ -24,7 +24,7 @@ from .session import INPUT_QUEUE, Session
 PREFIX = "emails/"
 # Of a record: a session is a credential, the rest says nothing to an operator.
 _PRIVATE = ("PK", "upload", "lease_token", "entity_type")
-# Clocks differ, and SES tells us before its object's time stamp is written.
+# Clocks differ, and SES notifies us before its object's time stamp is written.
 _SLACK = timedelta(hours=1)
 
 
@@ -83,7 +83,7 @@ def look_up(session: Session, given: str, pages: int = 20) -> Email:
     """given is a message id, an execution's name or its ARN.
 
     Executions are found by their names where those are known: the first one's, and those that
-    records and dead letters tell. Others (a redrive that stored the email, say) only show in the
+    records and dead letters name. Others (a redrive that stored the email, say) only show in the
     list of all executions, which has no filter by name: it is read back to the email's arrival,
     at most `pages` pages of 1,000.
     """

@@ -1,4 +1,4 @@
-"""What an execution of the state machine did, told from its description and its history."""
+"""What an execution of the state machine did, read from its description and its history."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Step:
-    """One line of the timeline; state is empty where a task's end is told."""
+    """One line of the timeline; state is empty for the end of a task."""
 
     at: datetime
     iteration: int | None
@@ -80,7 +80,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """An execution, told; verdict is `virus`, `loop`, `SPAM`, or empty."""
+    """An execution as a story; verdict is `virus`, `loop`, `SPAM`, or empty."""
 
     name: str
     arn: str

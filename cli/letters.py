@@ -57,7 +57,7 @@ class Letter:
 
     @property
     def body(self) -> dict[str, Any]:
-        """The message parsed; empty if it is no JSON object."""
+        """The message parsed; empty if it is not a JSON object."""
         try:
             body = json.loads(self.text)
         except (ValueError, RecursionError):

@@ -219,7 +219,7 @@ def _of_all(
             "*",
             NOTE,
             "there is no such rule: mail to unknown addresses is stored, with an alarm",
-            f"{hint('routes', 'add', '*', 'bounce')}, if strangers shall be told",
+            f"{hint('routes', 'add', '*', 'bounce')}, if strangers should be told",
         )
     elif received and all(_is_covered(recipient, enabled) for recipient in received):
         yield Finding(

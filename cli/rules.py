@@ -299,7 +299,7 @@ def _from_line(line: str) -> Wanted:
         raise InvalidInputError("; ".join(what))
     for name, kind in {"pattern": str, "action": str, "enabled": bool, "description": str}.items():
         if name in fields and not isinstance(fields[name], kind):
-            raise InvalidInputError(f"{name} {fields[name]!r} is no {_KINDS[kind]}")
+            raise InvalidInputError(f"{name} {fields[name]!r} is not {_KINDS[kind]}")
     targets = fields.get("targets", [])
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
         raise InvalidInputError(f"targets {targets!r} is not a list of addresses")

@@ -64,9 +64,9 @@ def wrapped(times: int) -> str:
 BODIES = {
     "not JSON": ("Hello", "not JSON"),
     "half JSON": ('{"mail": ', "not JSON"),
-    "a number": ("17", "a JSON int is no notification"),
-    "a list": ("[]", "a JSON list is no notification"),
-    "null": ("null", "a JSON NoneType is no notification"),
+    "a number": ("17", "a JSON int is not a notification"),
+    "a list": ("[]", "a JSON list is not a notification"),
+    "null": ("null", "a JSON NoneType is not a notification"),
     "S3 event": ('{"Records": [{"eventSource": "aws:s3"}]}', "`mail` or `receipt` is missing"),
     "nothing but controls": (json.dumps({"mail": NASTY}), "`mail` or `receipt` is missing"),
     "kind of controls": (json.dumps({"notificationType": NASTY}), "notificationType is"),
