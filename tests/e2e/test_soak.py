@@ -135,7 +135,7 @@ def test_faults_of_a_command_line() -> None:
         ("lost@s3:GetObject", "the kinds at s3:GetObject are throttled, 5xx"),
         ("throttled", "no such site"),
         ("throttled@s3=2", "between 0 and 1"),
-        ("throttled@s3=often", "could not convert"),
+        ("throttled@s3=often", "a rate is a number between 0 and 1"),
     ],
 )
 def test_a_mistyped_fault_is_told(

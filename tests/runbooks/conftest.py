@@ -30,7 +30,11 @@ def cloud() -> Iterator[Cloud]:
 def programs(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where `aws` and `sesmail` are served."""
     folder = tmp_path_factory.mktemp("programs")
-    environment = {**os.environ, **outside(cloud), "PYTHONPATH": f"{ROOT}:{ROOT / 'functions'}"}
+    # Nothing that an import in this process has set, or the server would take it for its caller's.
+    environment = outside(cloud) | {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'functions'}",
+    }
     with forked.serving(folder, environment):
         yield folder
 
