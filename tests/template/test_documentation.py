@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.corpus import must_bounce, must_not_bounce
+
 ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 DOCUMENTS = [
     *("README.md", "CONTRIBUTING.md", "docs/setup.md", "docs/scaling.md"),
     *("docs/decisions.md", "docs/architecture.md"),
@@ -79,6 +82,12 @@ def test_sample_events_named_in_commands_exist() -> None:
         words = shlex.split(command)
         if "--event" in words:
             assert (ROOT / words[words.index("--event") + 1]).is_file()
+
+
+def test_the_readme_counts_the_corpora_right() -> None:
+    said = re.search(r"(\d+) emails that must not be bounced, (\d+) that must", README)
+    assert said
+    assert [int(n) for n in said.groups()] == [len(must_not_bounce.CORPUS), len(must_bounce.CORPUS)]
 
 
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
